@@ -1,0 +1,76 @@
+"""Where the work runs: Dask's workers on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+
+import dask
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
+
+from acavdl import shard
+
+#: A shard is a long task with its own threads: one to each worker process, none held in reserve,
+#: and workers that die of a shard are told apart by our own count, not by Dask's three.
+_DASK_CONFIG = {
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.scheduler.allowed-failures": 20,
+    "distributed.comm.retry.count": 2,
+}
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def process_count(wanted: int | None) -> int:
+    """Return how many worker processes to start: one for each core, or fewer if so asked."""
+    return usable_cores() if wanted is None else max(1, min(wanted, usable_cores()))
+
+
+class _Closing(WorkerPlugin):  # type: ignore[misc]
+    """Ends the shard of a worker that is told to close, within a second or so."""
+
+    def teardown(self, worker: Worker) -> None:
+        shard.stop()
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Hold Ctrl-C back in this thread; threads and processes started meanwhile never get it.
+
+    A terminal sends it to all its processes. The driver ends the workers in order; they must not
+    fall by themselves, least of all while they start. The mask of signals is inherited.
+    """
+    # Starting the tracker unblocks the signal in the thread that does it: not when it runs already.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextlib.contextmanager
+def local_client(processes: int) -> Iterator[Client]:
+    """Start worker processes with one Dask thread each on this machine, and end them with it."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dask.config.set(_DASK_CONFIG))
+        with _interrupts_held_back():
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=processes,
+                    threads_per_worker=1,
+                    processes=True,
+                    dashboard_address=None,
+                    # Dask sees nothing of what shards hold; their own bounds look after memory.
+                    memory_limit=None,
+                )
+            )
+        client = stack.enter_context(Client(cluster))
+        client.register_plugin(_Closing())
+        yield client

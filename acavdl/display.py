@@ -1,0 +1,193 @@
+"""What a person sees while it runs: a live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Literal
+
+import orjson
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from acavdl.errors import Outcome, Scope
+from acavdl.progress import Snapshot
+
+Mode = Literal["auto", "plain", "json", "quiet"]
+
+#: Seconds between two pictures of the live display, and between two plain lines.
+_LIVE_INTERVAL, _LINE_INTERVAL = 0.5, 5.0
+_STYLES = {
+    Scope.EGRESS: "bold red",
+    Scope.ENVIRONMENT: "magenta",
+    Scope.VIDEO: "yellow",
+    Scope.CLIP: "yellow",
+}
+
+
+class Display:
+    """Shows a run until it ends; all of it goes to stderr.
+
+    Parameters
+    ----------
+    snapshot
+        Gives the run as it is now.
+    mode
+        ``auto``: live on a terminal, else plain lines; ``plain``; ``json``: an object a line;
+        ``quiet``: nothing.
+    console
+        Where to write; None = stderr.
+    """
+
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], mode: Mode = "auto", console: Console | None = None
+    ) -> None:
+        self._snapshot = snapshot
+        self._console = console or Console(stderr=True)
+        self._mode = mode
+        if mode == "auto" and not self._console.is_terminal:
+            self._mode = "plain"
+        self._live: Live | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Display:
+        """Begin to show."""
+        if self._mode == "auto":
+            self._live = Live(
+                console=self._console,
+                get_renderable=lambda: render(self._snapshot()),
+                refresh_per_second=1 / _LIVE_INTERVAL,
+                redirect_stdout=False,
+            )
+            self._live.start(refresh=True)
+        elif self._mode != "quiet":
+            self._thread = threading.Thread(target=self._lines, name="display", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Show the last state and end."""
+        if self._live is not None:
+            self._live.stop()
+        if self._thread is not None:
+            self._stop.set()
+            self._thread.join()
+            self._line()
+
+    def _lines(self) -> None:
+        while not self._stop.wait(_LINE_INTERVAL):
+            self._line()
+
+    def _line(self) -> None:
+        snapshot = self._snapshot()
+        text = as_json(snapshot) if self._mode == "json" else as_line(snapshot)
+        self._console.out(text, highlight=False)
+
+
+def render(snapshot: Snapshot) -> RenderableType:
+    """Return the live picture: a bar, the rates, the failures by outcome; fits 80 columns."""
+    bar = Table.grid(padding=(0, 1), expand=True)
+    bar.add_column(ratio=1)
+    bar.add_column(justify="right", no_wrap=True)
+    bar.add_row(
+        ProgressBar(total=max(1, snapshot.total), completed=snapshot.done),
+        Text(f"{snapshot.done:,} / {snapshot.total:,} clips", style="bold"),
+    )
+    rates = Text(
+        f"{snapshot.videos_per_second_core:.2f} vid/s/core · {snapshot.attempts_per_second:.1f} "
+        f"clips/s · {snapshot.megabytes_per_second:.1f} MB/s · {snapshot.shards_done}/"
+        f"{snapshot.shards} shards · ETA {duration(snapshot.eta)}",
+        overflow="ellipsis",
+        no_wrap=True,
+    )
+    return Group(bar, rates, outcomes(snapshot))
+
+
+def outcomes(snapshot: Snapshot) -> RenderableType:
+    """Return clips by outcome, most frequent first; refused, dead and broken in colours apart."""
+    grid = Table.grid(padding=(0, 2))
+    for name, count in sorted(snapshot.counts.items(), key=lambda item: (-item[1], item[0])):
+        outcome = Outcome(name)
+        style = "green" if outcome is Outcome.OK else _STYLES[outcome.scope]
+        grid.add_row(
+            Text(f"{count:>9,}", style=style),
+            Text(name, style=style),
+            Text("" if outcome is Outcome.OK else f"retry {outcome.retry}", style="dim"),
+        )
+    return grid
+
+
+def as_line(snapshot: Snapshot) -> str:
+    """Return one plain line: clips, rates, failures, ETA."""
+    ok = snapshot.counts.get(Outcome.OK, 0)
+    failed = ", ".join(
+        f"{name} {count}"
+        for name, count in sorted(snapshot.counts.items(), key=lambda item: -item[1])
+        if name != Outcome.OK
+    )
+    return (
+        f"{snapshot.done}/{snapshot.total} clips, {ok} ok"
+        f"{', ' + failed if failed else ''} | {snapshot.videos_per_second_core:.2f} vid/s/core, "
+        f"{snapshot.megabytes_per_second:.1f} MB/s | ETA {duration(snapshot.eta)}"
+    )
+
+
+def as_json(snapshot: Snapshot) -> str:
+    """Return the snapshot as one JSON object."""
+    return orjson.dumps(snapshot).decode()
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds as ``2 d 03 h``, ``1 h 05 min``, ``3 min 20 s`` or ``12 s``."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d} h"
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def summary(
+    snapshot: Snapshot, output_folder: str, failed_shards: Mapping[int, str], rejected: int
+) -> list[RenderableType]:
+    """Return what a person wants to know at the end: what there is, what is missing, and why."""
+    ok = snapshot.counts.get(Outcome.OK, 0)
+    rate = ok / snapshot.seconds / snapshot.cores if snapshot.bytes_fetched else 0.0
+    lines: list[RenderableType] = [
+        Text(
+            f"{ok:,} of {snapshot.total:,} clips in {snapshot.shards_done} of {snapshot.shards} "
+            f"shards, {duration(snapshot.seconds)}, {snapshot.bytes_fetched / 1e6:,.1f} MB fetched"
+            f"{f', {rate:.2f} vid/s/core' if rate else ''}",
+            style="bold",
+        ),
+        outcomes(snapshot),
+    ]
+    if rejected:
+        lines.append(Text(f"{rejected:,} rows of the table could not be used", style="yellow"))
+    for shard, cause in sorted(failed_shards.items())[:5]:
+        lines.append(Text(f"shard {shard:05d} failed: {cause}", style="bold red"))
+    if failed_shards:
+        lines.append(Text(f"{len(failed_shards)} shards failed; the same command makes them"))
+    lines.append(Text(f"dataset: {output_folder}"))
+    return lines
+
+
+def say(*lines: RenderableType) -> None:
+    """Write to stderr what is for the user to read."""
+    console = Console(stderr=True)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=not isinstance(line, Table))

@@ -1,0 +1,183 @@
+"""Media files over HTTP: whole files in bounded ranges, with retries, inside the budget."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import urllib3
+import urllib3.exceptions
+
+from acavdl.errors import ClipError, Outcome
+from acavdl.models import Stream
+from acavdl.net import Budget, Network
+
+#: Larger ranges are throttled by the site (yt-dlp's own downloader asks for as much).
+CHUNK_BYTES = 10 << 20
+_PIECE_BYTES = 1 << 18
+_MAX_REDIRECTS = 5
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+
+
+class _TransientError(Exception):
+    """Worth another try: the outcome is what it becomes when tries or time run out."""
+
+    def __init__(self, outcome: Outcome, detail: str) -> None:
+        super().__init__(detail)
+        self.outcome = outcome
+        self.detail = detail
+
+
+def fetch_file(
+    network: Network, stream: Stream, headers: Mapping[str, str], path: Path, retries: int
+) -> int:
+    """Fetch all of `stream` into the file at `path`; return its size in bytes.
+
+    What arrived before a failure is kept: a retry asks for the rest.
+
+    Raises
+    ------
+    ClipError
+        With the outcome; ``timeout`` when the thread's budget ends first.
+    """
+    tries = 0
+    with path.open("wb") as file:
+        while True:
+            try:
+                _fetch_rest(network, stream, headers, file)
+                return file.tell()
+            except _TransientError as error:
+                tries += 1
+                failed = ClipError(error.outcome, f"{error.detail} (after {tries} tries)")
+            if _budget_exceeded():
+                raise ClipError(Outcome.TIMEOUT, f"timed out: {failed.detail}")
+            if tries > retries:
+                raise failed
+            _back_off(tries)
+
+
+def _fetch_rest(
+    network: Network, stream: Stream, headers: Mapping[str, str], file: BinaryIO
+) -> None:
+    """Fetch what is missing behind the end of `file`, range by range."""
+    total = stream.size
+    url = stream.url
+    while total is None or file.tell() < total:
+        start = file.tell()
+        stop = start + CHUNK_BYTES if total is None else min(start + CHUNK_BYTES, total)
+        answer, url = _open(network, url, {**headers, "Range": f"bytes={start}-{stop - 1}"})
+        try:
+            _refuse_page(answer)
+            if answer.status == 200:
+                # The origin ignores ranges: the answer is the whole file, from its beginning.
+                file.seek(0)
+                file.truncate()
+                _copy(answer, file, total)
+                return
+            found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+            if found is None or int(found[1]) != start:
+                raise _TransientError(Outcome.NETWORK, "the answer is not the range asked for")
+            if found[3] != "*":
+                total = int(found[3])
+            _copy(answer, file, int(found[2]) + 1 - start)
+        finally:
+            _finish(answer)
+
+
+def _open(
+    network: Network, url: str, headers: Mapping[str, str]
+) -> tuple[urllib3.BaseHTTPResponse, str]:
+    """Send a request, follow redirects, and sort out statuses; return the answer and its URL."""
+    for _ in range(_MAX_REDIRECTS + 1):
+        try:
+            answer = network.open("GET", url, {**headers, "Accept-Encoding": "identity"})
+        except urllib3.exceptions.HTTPError as error:
+            raise _network_error(error) from error
+        if answer.status in (200, 206):
+            return answer, url
+        location = answer.headers.get("Location")
+        _finish(answer)
+        if 300 <= answer.status < 400 and location:
+            url = urllib.parse.urljoin(url, location)
+            if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+                break
+            continue
+        raise _status_error(answer.status, answer.reason)
+    raise ClipError(Outcome.NETWORK, "redirected too often, or away from the web")
+
+
+def _status_error(status: int, reason: str | None) -> ClipError | _TransientError:
+    detail = f"HTTP Error {status} on a media URL: {reason}"
+    if status == 403:
+        return ClipError(Outcome.HTTP_403_MEDIA, detail)
+    if status in (404, 410):
+        return ClipError(Outcome.HTTP_404_MEDIA, detail)
+    if status == 429:
+        return ClipError(Outcome.HTTP_429, detail)
+    if status >= 500:
+        return _TransientError(Outcome.HTTP_5XX, detail)
+    return ClipError(Outcome.NETWORK, detail)
+
+
+def _network_error(error: Exception) -> ClipError | _TransientError:
+    text = f"{type(error).__name__}: {error}"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return ClipError(Outcome.TLS, text)
+    timed_out = isinstance(error, urllib3.exceptions.TimeoutError)
+    return _TransientError(Outcome.TIMEOUT if timed_out else Outcome.NETWORK, text)
+
+
+def _refuse_page(answer: urllib3.BaseHTTPResponse) -> None:
+    """A page with status 200 in place of media is an answer, but not the file."""
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind.startswith("text/"):
+        raise ClipError(Outcome.CORRUPT, f"a {kind} page in place of media")
+
+
+def _copy(answer: urllib3.BaseHTTPResponse, file: BinaryIO, expected: int | None) -> None:
+    """Append the body to `file`; a body that is shorter than announced is transient."""
+    budget = Budget.current()
+    received = 0
+    for piece in _pieces(answer):
+        # Outside the reading: a full disk is no failure of the network.
+        file.write(piece)
+        received += len(piece)
+        if budget is not None:
+            budget.bytes_received += len(piece)
+        if _budget_exceeded():
+            raise _TransientError(Outcome.TIMEOUT, f"{received} bytes read")
+    if expected is not None and received != expected:
+        raise _TransientError(Outcome.NETWORK, f"{received} of {expected} bytes came")
+
+
+def _pieces(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    try:
+        while piece := answer.read(_PIECE_BYTES):
+            yield piece
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise _network_error(error) from error
+
+
+def _finish(answer: urllib3.BaseHTTPResponse) -> None:
+    """Give the connection back if the body was read to its end, else close it."""
+    if answer.length_remaining == 0:
+        answer.release_conn()
+    else:
+        answer.close()
+
+
+def _budget_exceeded() -> bool:
+    budget = Budget.current()
+    return budget is not None and budget.exceeded
+
+
+def _back_off(tries: int) -> None:
+    """Wait before the next try: doubling, jittered, never past the end of the budget."""
+    budget = Budget.current()
+    seconds = random.uniform(0.5, 1.0) * 0.25 * 2**tries  # noqa: S311 (no secret)
+    time.sleep(seconds if budget is None else min(seconds, budget.remaining))

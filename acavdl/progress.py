@@ -1,0 +1,152 @@
+"""What is going on: counters from the shards, and the picture that they give together."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from acavdl.errors import Outcome
+
+#: Topic of the messages from workers to the driver.
+TOPIC = "acavdl-progress"
+#: Seconds over which rates are taken.
+WINDOW = 30.0
+#: Seconds between two messages of a shard.
+INTERVAL = 1.0
+
+
+@dataclass(frozen=True)
+class ShardProgress:
+    """Where one shard stands: totals since its task began, so a lost message costs nothing."""
+
+    shard: int
+    host: str
+    counts: Mapping[str, int]
+    bytes_fetched: int
+
+    def as_message(self) -> dict[str, Any]:
+        """Return the plain values that travel through Dask."""
+        return {
+            "shard": self.shard,
+            "host": self.host,
+            "counts": dict(self.counts),
+            "bytes_fetched": self.bytes_fetched,
+        }
+
+    @classmethod
+    def from_message(cls, message: Mapping[str, Any]) -> ShardProgress:
+        """Return what a message says; Dask adds keys of its own (the worker's address)."""
+        return cls(
+            message["shard"], message["host"], message["counts"], message["bytes_fetched"]
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run at one moment.
+
+    Attributes
+    ----------
+    done, total
+        Clips, those published by earlier runs included.
+    counts
+        Clips by outcome.
+    videos_per_second_core, attempts_per_second, megabytes_per_second
+        Over the last 30 s: clips finished OK per second and core; clips finished either way; media
+        and pages fetched.
+    eta
+        Seconds left at the rate of this run; None before there is one.
+    """
+
+    done: int
+    total: int
+    shards_done: int
+    shards: int
+    counts: Mapping[str, int]
+    cores: int
+    seconds: float
+    bytes_fetched: int
+    videos_per_second_core: float
+    attempts_per_second: float
+    megabytes_per_second: float
+    eta: float | None
+
+
+class RollUp:
+    """Adds up what the shards report; safe to use from several threads.
+
+    Parameters
+    ----------
+    sizes
+        Clips of each shard of the plan.
+    cores
+        Cores that work on it.
+    clock
+        Seconds, monotonic.
+    """
+
+    def __init__(
+        self, sizes: tuple[int, ...], cores: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._sizes = sizes
+        self._cores = max(1, cores)
+        self._clock = clock
+        self._started = clock()
+        self._before: Counter[str] = Counter()
+        self._shards_done: set[int] = set()
+        self._now: dict[int, ShardProgress] = {}
+        self._history: deque[tuple[float, int, int, int]] = deque([(self._started, 0, 0, 0)])
+        self._lock = threading.Lock()
+
+    def add_published(self, shard: int, counts: Mapping[str, int]) -> None:
+        """Count a shard that an earlier run published."""
+        with self._lock:
+            self._before.update(counts)
+            self._shards_done.add(shard)
+
+    def update(self, progress: ShardProgress, *, finished: bool = False) -> None:
+        """Take the newest word of a shard of this run; the last one comes with its report."""
+        with self._lock:
+            if progress.shard in self._shards_done:
+                return
+            self._now[progress.shard] = progress
+            if finished:
+                self._shards_done.add(progress.shard)
+
+    def snapshot(self) -> Snapshot:
+        """Return the run as it is now."""
+        with self._lock:
+            return self._snapshot(self._clock())
+
+    def _snapshot(self, now: float) -> Snapshot:
+        counts = Counter[str]()
+        for progress in self._now.values():
+            counts.update(progress.counts)
+        finished, ok = counts.total(), counts[Outcome.OK]
+        fetched = sum(progress.bytes_fetched for progress in self._now.values())
+        self._history.append((now, ok, finished, fetched))
+        while len(self._history) > 2 and self._history[1][0] <= now - WINDOW:
+            self._history.popleft()
+        then, ok_then, finished_then, fetched_then = self._history[0]
+        span = max(now - then, 1e-9)
+        elapsed = max(now - self._started, 1e-9)
+        done = self._before.total() + finished
+        left = sum(self._sizes) - done
+        return Snapshot(
+            done=done,
+            total=sum(self._sizes),
+            shards_done=len(self._shards_done),
+            shards=len(self._sizes),
+            counts=self._before + counts,
+            cores=self._cores,
+            seconds=elapsed,
+            bytes_fetched=fetched,
+            videos_per_second_core=(ok - ok_then) / span / self._cores,
+            attempts_per_second=(finished - finished_then) / span,
+            megabytes_per_second=(fetched - fetched_then) / span / 1e6,
+            eta=left * elapsed / finished if finished and left > 0 else (None if left else 0.0),
+        )

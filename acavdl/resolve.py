@@ -1,0 +1,454 @@
+"""From a video's URL to its streams: yt-dlp once per video, on the process's own network.
+
+yt-dlp is used by its public API. Its requests go through :class:`acavdl.net.Network` by a request
+handler (yt-dlp's extension point for that), so that they share connections, trust, proxies and the
+wall-clock budget with our own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.message
+import functools
+import logging
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import urllib3
+import urllib3.exceptions
+from yt_dlp import YoutubeDL
+from yt_dlp.extractor import get_info_extractor
+from yt_dlp.networking import RequestHandler, Response
+from yt_dlp.networking.common import Features, Request
+from yt_dlp.networking.exceptions import (
+    CertificateVerifyError,
+    HTTPError,
+    IncompleteRead,
+    ProxyError,
+    SSLError,
+    TransportError,
+)
+from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
+
+from acavdl.config import Reading
+from acavdl.errors import ClipError, Outcome
+from acavdl.messages import classify
+from acavdl.models import Source, Stream
+from acavdl.net import Budget, Network
+
+logger = logging.getLogger(__name__)
+
+_MAX_REDIRECTS = 10
+
+#: Fields of yt-dlp's info that go into each sample's ``yt_meta_dict.info``: no URLs of media, no
+#: times of access, one type each. Lists are lists of strings, None where the site says nothing.
+INFO_FIELDS: tuple[tuple[str, type], ...] = (
+    ("id", str),
+    ("title", str),
+    ("description", str),
+    ("channel", str),
+    ("channel_id", str),
+    ("uploader", str),
+    ("uploader_id", str),
+    ("upload_date", str),
+    ("duration", float),
+    ("view_count", int),
+    ("like_count", int),
+    ("comment_count", int),
+    ("channel_follower_count", int),
+    ("age_limit", int),
+    ("availability", str),
+    ("live_status", str),
+    ("media_type", str),
+    ("language", str),
+    ("categories", list),
+    ("tags", list),
+    ("webpage_url", str),
+)
+
+
+class Resolver:
+    """Extracts videos in the calling thread; an instance of yt-dlp for each thread.
+
+    Parameters
+    ----------
+    network
+        The way out.
+    reading
+        Sizes, codecs and options for yt-dlp.
+    """
+
+    def __init__(self, network: Network, reading: Reading) -> None:
+        self._network = network
+        self._reading = reading
+        self._local = threading.local()
+        self._opened: list[_Extractor] = []
+        self._lock = threading.Lock()
+
+    def resolve(self, url: str) -> Source:
+        """Return the streams of the video at `url` that the settings ask for.
+
+        Raises
+        ------
+        ClipError
+            With the outcome that the site's answer stands for, and its words.
+        """
+        extractor = self._extractor(youtube=_is_youtube(url))
+        info = extractor.extract(url)
+        live_status = info.get("live_status")
+        if live_status in ("is_live", "post_live"):
+            raise ClipError(Outcome.LIVE, f"live_status is {live_status}")
+        if live_status == "is_upcoming":
+            raise ClipError(Outcome.UPCOMING, f"starts at {info.get('release_timestamp')}")
+        formats = choose_formats(
+            info.get("formats") or [info],
+            self._reading.download_size,
+            self._reading.download_audio_rate,
+            self._reading.codecs,
+            extractor.warnings,
+        )
+        waits = [entry["available_at"] for entry in formats if entry.get("available_at")]
+        return Source(
+            streams=tuple(_stream(entry) for entry in formats),
+            headers=extractor.headers_for(formats[0]),
+            available_at=max(waits, default=None),
+            duration=_number(info.get("duration")),
+            info=typed_info(info),
+        )
+
+    def close(self) -> None:
+        """Close all instances of yt-dlp (each holds a log handler and a cookie jar)."""
+        with self._lock:
+            for extractor in self._opened:
+                extractor.close()
+            self._opened.clear()
+
+    def _extractor(self, *, youtube: bool) -> _Extractor:
+        name = "youtube" if youtube else "any"
+        extractor: _Extractor | None = getattr(self._local, name, None)
+        if extractor is None:
+            extractor = _Extractor(self._network, self._reading, youtube=youtube)
+            setattr(self._local, name, extractor)
+            with self._lock:
+                self._opened.append(extractor)
+        return extractor
+
+
+class _Extractor(YoutubeDL):  # type: ignore[misc]
+    """yt-dlp on our network, with the extractors it needs, keeping what it warned of."""
+
+    def __init__(self, network: Network, reading: Reading, *, youtube: bool) -> None:
+        self._network = network
+        self.warnings: list[str] = []
+        params = {
+            "logger": _WarningKeeper(self.warnings),
+            "noplaylist": True,
+            "skip_download": True,
+            **reading.ytdlp,
+        }
+        # Registering all 1,800 extractors costs 50 ms; YouTube's own one 0.1 ms.
+        super().__init__(params, auto_init=not youtube)
+        if youtube:
+            self.add_info_extractor(get_info_extractor("Youtube")())
+
+    def build_request_director(self, handlers: Any, preferences: Any = None) -> Any:
+        """Use our handler in place of yt-dlp's (its extension point for request handlers)."""
+        handler = functools.partial(_NetworkRH, network=self._network)
+        return super().build_request_director([handler], None)
+
+    def extract(self, url: str) -> dict[str, Any]:
+        """Return yt-dlp's info of one video, unprocessed.
+
+        Raises
+        ------
+        ClipError
+            For whatever yt-dlp raises.
+        """
+        self.warnings.clear()
+        try:
+            info = self.extract_info(url, download=False, process=False)
+        except DownloadError as error:
+            raise _clip_error(error, self.warnings) from error
+        except (YoutubeDLError, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            raise ClipError(classify(str(error), self.warnings), repr(error)) from error
+        if info is None or info.get("_type", "video") != "video":
+            kind = None if info is None else info.get("_type")
+            raise ClipError(Outcome.BAD_INPUT, f"{url} is not one video but {kind}")
+        return dict(info)
+
+    def headers_for(self, entry: Mapping[str, Any]) -> dict[str, str]:
+        """Return the headers that go with a format's media URL."""
+        return {**self.params["http_headers"], **(entry.get("http_headers") or {})}
+
+
+class _WarningKeeper:
+    """yt-dlp's `logger`: keeps warnings, passes the rest to `logging` at debug level."""
+
+    def __init__(self, warnings: list[str]) -> None:
+        self._warnings = warnings
+
+    def debug(self, message: str) -> None:
+        logger.debug("%s", message)
+
+    info = debug
+    error = debug
+
+    def warning(self, message: str) -> None:
+        self._warnings.append(message)
+        logger.debug("%s", message)
+
+
+class _NetworkRH(RequestHandler):  # type: ignore[misc]
+    """yt-dlp's requests over our network: same TLS context, proxies, connections and budget."""
+
+    _SUPPORTED_URL_SCHEMES = ("http", "https")
+    # The network looks after proxies itself, from the same variables and options.
+    _SUPPORTED_PROXY_SCHEMES = None
+    _SUPPORTED_FEATURES = (Features.NO_PROXY, Features.ALL_PROXY)
+
+    def __init__(self, *, network: Network, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._network = network
+
+    def _check_extensions(self, extensions: dict[str, Any]) -> None:
+        super()._check_extensions(extensions)
+        for known in ("cookiejar", "timeout", "legacy_ssl", "keep_header_casing"):
+            extensions.pop(known, None)
+
+    def _send(self, request: Request) -> Response:
+        headers = {**self._get_headers(request), "Accept-Encoding": "gzip, deflate"}
+        method, url, body = request.method, request.url, request.data
+        jar = self._get_cookiejar(request)
+        for _ in range(_MAX_REDIRECTS + 1):
+            cookie = jar.get_cookie_header(url)
+            sent = {**headers, "Cookie": cookie} if cookie else headers
+            with _errors_as_yt_dlp():
+                answer = self._network.open(
+                    method, url, sent, body, timeout=self._calculate_timeout(request)
+                )
+            jar.extract_cookies(_CookieView(answer.headers), urllib.request.Request(url, None, sent))
+            location = answer.headers.get("Location")
+            if answer.status not in (301, 302, 303, 307, 308) or not location:
+                break
+            answer.drain_conn()
+            target = urllib.parse.urljoin(url, location)
+            self._check_url_scheme(Request(target))
+            if answer.status == 303 or (answer.status in (301, 302) and method == "POST"):
+                method, body = "GET", None
+            if urllib.parse.urlsplit(target).netloc != urllib.parse.urlsplit(url).netloc:
+                headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
+            url = target
+        response = _Body(answer, url)
+        if not 200 <= response.status < 300:
+            raise HTTPError(response, redirect_loop=300 <= response.status < 400)
+        return response
+
+
+class _CookieView:
+    """What `http.cookiejar` wants of a response: its headers as a message."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._message = email.message.Message()
+        for name, value in headers.items():
+            self._message[name] = value
+
+    def info(self) -> email.message.Message:
+        return self._message
+
+
+class _Body(Response):  # type: ignore[misc]
+    """A response of the network as yt-dlp reads it: decoded, its bytes charged to the budget."""
+
+    def __init__(self, answer: urllib3.BaseHTTPResponse, url: str) -> None:
+        super().__init__(
+            fp=answer, url=url, headers=answer.headers, status=answer.status, reason=answer.reason
+        )
+        self._answer = answer
+        self._charged = 0
+
+    def read(self, amt: int | None = None) -> bytes:
+        with _errors_as_yt_dlp():
+            data = self._answer.read(amt, decode_content=True)
+        if amt is None:
+            # urllib3 gives the connection back at the end of the body; a full read is that.
+            self._answer.release_conn()
+        budget = Budget.current()
+        if budget is not None:
+            total = self._answer.tell()
+            budget.bytes_received += total - self._charged
+            self._charged = total
+        return data
+
+
+@contextlib.contextmanager
+def _errors_as_yt_dlp() -> Iterator[None]:
+    """Turn urllib3's errors into yt-dlp's, so that its own retrying sees what it knows."""
+    try:
+        yield
+    except urllib3.exceptions.SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise CertificateVerifyError(cause=error) from error
+        raise SSLError(cause=error) from error
+    except urllib3.exceptions.ProxyError as error:
+        raise ProxyError(cause=error) from error
+    except urllib3.exceptions.IncompleteRead as error:
+        raise IncompleteRead(
+            partial=error.partial, expected=error.expected, cause=error
+        ) from error
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise TransportError(cause=error) from error
+
+
+def _clip_error(error: DownloadError, warnings: Sequence[str]) -> ClipError:
+    """Return the outcome of a failed extraction; the words of the site are kept as they are."""
+    cause = (error.exc_info or (None, None))[1]
+    message = str(error)
+    detail = " | ".join([message, *_distinct(warnings)])
+    if isinstance(cause, GeoRestrictedError):
+        countries = ", ".join(cause.countries or [])
+        return ClipError(Outcome.GEO_BLOCKED, f"{detail} (countries: {countries or 'not told'})")
+    if isinstance(cause, ExtractorError):
+        # "please report this issue" is appended to any unexpected error: look at the cause first.
+        text = f"{cause.orig_msg} {cause.cause or ''}"
+        outcome = classify(text, warnings)
+        if outcome is not Outcome.UNKNOWN:
+            return ClipError(outcome, detail)
+    return ClipError(classify(message, warnings), detail)
+
+
+def _distinct(warnings: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(text for text in warnings if "JavaScript runtime" not in text))
+
+
+def _is_youtube(url: str) -> bool:
+    host = (urllib.parse.urlsplit(url).hostname or "").lower()
+    return host == "youtu.be" or host == "youtube.com" or host.endswith(".youtube.com")
+
+
+# --- which formats ---------------------------------------------------------------------------
+
+
+def choose_formats(
+    formats: Sequence[Mapping[str, Any]],
+    size: int,
+    audio_rate: int,
+    codecs: Sequence[str],
+    warnings: Sequence[str] = (),
+) -> tuple[Mapping[str, Any], ...]:
+    """Choose what to fetch: one format with picture and sound, or one of each.
+
+    Picture: the smallest whose shorter side is at least `size` pixels, else the largest below;
+    among equals the earlier in `codecs`, then separate files before progressive ones (fewer bytes
+    at the same size), then the lower bitrate. Sound: the original language, no DRC variant, the
+    smallest rate of at least `audio_rate` Hz, else the highest below; AAC before others.
+
+    Parameters
+    ----------
+    formats
+        yt-dlp's ``formats`` of one video.
+    warnings
+        What yt-dlp warned of: where no format is left, the reason stands there.
+
+    Raises
+    ------
+    ClipError
+        ``drm``, ``no_formats``, ``no_audio`` or ``no_video``.
+    """
+    media = [entry for entry in formats if _has(entry, "vcodec") or _has(entry, "acodec")]
+    if media and all(entry.get("has_drm") for entry in media):
+        raise ClipError(Outcome.DRM, "all formats are DRM protected")
+    usable = [
+        entry
+        for entry in media
+        if entry.get("url")
+        and not entry.get("has_drm")
+        and entry.get("protocol", "https") in ("http", "https")
+    ]
+    if not usable:
+        outcome = classify("no video formats found", warnings)
+        raise ClipError(outcome, " | ".join(["no format has a plain URL", *_distinct(warnings)]))
+    pictures = [entry for entry in usable if _has(entry, "vcodec")]
+    sounds = [entry for entry in usable if _has(entry, "acodec") and not _has(entry, "vcodec")]
+    complete = [entry for entry in pictures if _has(entry, "acodec")]
+    if not pictures:
+        raise ClipError(Outcome.NO_VIDEO, f"only sound: {_names(usable)}")
+    if not sounds and not complete:
+        raise ClipError(Outcome.NO_AUDIO, f"only pictures: {_names(usable)}")
+    candidates = pictures if sounds else complete
+    picture = min(candidates, key=lambda entry: _picture_rank(entry, size, codecs))
+    if _has(picture, "acodec"):
+        return (picture,)
+    return picture, min(sounds, key=lambda entry: _sound_rank(entry, audio_rate))
+
+
+def _has(entry: Mapping[str, Any], codec: str) -> bool:
+    return entry.get(codec, "none") not in ("none", None)
+
+
+def _names(formats: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(str(entry.get("format_id")) for entry in formats)
+
+
+def _picture_rank(entry: Mapping[str, Any], size: int, codecs: Sequence[str]) -> tuple[Any, ...]:
+    sides = [side for side in (entry.get("width"), entry.get("height")) if side]
+    shorter = min(sides, default=0)
+    codec = str(entry["vcodec"])
+    preference = next((i for i, name in enumerate(codecs) if codec.startswith(name)), len(codecs))
+    return (
+        shorter < size,
+        shorter if shorter >= size else -shorter,
+        preference,
+        _has(entry, "acodec"),
+        entry.get("tbr") or 0,
+        str(entry.get("format_id")),
+    )
+
+
+def _sound_rank(entry: Mapping[str, Any], audio_rate: int) -> tuple[Any, ...]:
+    rate = entry.get("asr") or 0
+    drc = "drc" in str(entry.get("format_id", "")).lower().split("-")
+    return (
+        -(entry.get("language_preference") or 0),
+        drc,
+        rate < audio_rate,
+        rate if rate >= audio_rate else -rate,
+        not str(entry["acodec"]).startswith("mp4a"),
+        entry.get("tbr") or 0,
+        str(entry.get("format_id")),
+    )
+
+
+def _stream(entry: Mapping[str, Any]) -> Stream:
+    return Stream(
+        format_id=str(entry.get("format_id")),
+        url=str(entry["url"]),
+        container=str(entry.get("ext") or ""),
+        video_codec=entry["vcodec"] if _has(entry, "vcodec") else None,
+        audio_codec=entry["acodec"] if _has(entry, "acodec") else None,
+        width=entry.get("width"),
+        height=entry.get("height"),
+        fps=_number(entry.get("fps")),
+        sample_rate=entry.get("asr"),
+        bitrate=_number(entry.get("tbr")),
+        size=entry.get("filesize"),
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def typed_info(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the documented fields of yt-dlp's info, typed, None where absent."""
+    return {name: _typed(info.get(name), kind) for name, kind in INFO_FIELDS}
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if value is None:
+        return None
+    if kind is list:
+        return [str(item) for item in value]
+    return kind(value)

@@ -1,0 +1,369 @@
+"""One shard: resolve, fetch, cut and write its clips; the only place that composes those."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import logging
+import socket
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import orjson
+import pandas as pd
+import pyarrow.parquet as pq
+import yt_dlp.version
+from distributed import get_worker
+
+from acavdl.config import Config, Reading
+from acavdl.cut import cut_low
+from acavdl.errors import ClipError, Outcome, Retry
+from acavdl.fetch import fetch_file
+from acavdl.ledger import Published, published, shard_name
+from acavdl.models import Clip, ClipResult, ShardReport, Source
+from acavdl.net import Budget, Network, cancel_all
+from acavdl.plan import by_video, clips_of
+from acavdl.progress import INTERVAL, TOPIC, ShardProgress
+from acavdl.resolve import Resolver
+from acavdl.storage import Store
+from acavdl.writer import Finished, SampleWriter, parquet_table, row_of
+
+logger = logging.getLogger(__name__)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+#: Videos whose clips may wait for an earlier one, for each thread: bounds the finished clips in
+#: memory, and lets the threads go on while one video takes its time.
+_AHEAD = 2
+
+#: Columns of what `process_shard` returns: one row for each shard.
+REPORT = {
+    "shard": "int64",
+    "state": "object",
+    "clips": "int64",
+    "counts": "object",
+    "bytes_fetched": "int64",
+    "bytes_stored": "int64",
+    "seconds": "float64",
+    "host": "object",
+}
+
+
+#: Set when this process is to end its work (see `stop`).
+_stopping = threading.Event()
+
+
+class StoppedError(Exception):
+    """The shard was given up because the worker closes; nothing of it is published."""
+
+
+def stop() -> None:
+    """Give up the shards of this process now; it is about to end."""
+    _stopping.set()
+    cancel_all()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the tasks of a run have in common.
+
+    Parameters
+    ----------
+    output_folder
+        Where the dataset lies.
+    config
+        The settings.
+    captions
+        Whether samples have a ``.txt`` member.
+    tmp_dir
+        Local folder for media files on their way; None = the system's.
+    """
+
+    output_folder: str
+    config: Config
+    captions: bool
+    tmp_dir: str | None = None
+
+
+def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
+    """Make one shard from its rows of the plan and publish it; Dask's ``map_partitions`` calls it.
+
+    A shard that is already published is left alone, so that running the task again (Dask may) costs
+    nothing and repeats nothing.
+
+    Parameters
+    ----------
+    frame
+        The rows of `acavdl.plan.read_shard`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row with the columns `REPORT`.
+
+    Raises
+    ------
+    OSError
+        If the store or the disk can't be written.
+    """
+    return _as_row(make_shard(clips_of(frame), job))
+
+
+def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
+    """Make and publish the shard that `clips` (all of one shard, in order) stand for."""
+    shard, begun = clips[0].shard, time.monotonic()
+    started_at = datetime.datetime.now(datetime.UTC)
+    store, host = Store(job.output_folder), socket.gethostname()
+    found = published(store, shard)
+    if found is not None:
+        return _present(found, host)
+    name, finished = shard_name(shard), Finished(host, yt_dlp.version.__version__)
+    counter, rows = _Counter(shard, host), []
+    with contextlib.ExitStack() as stack:
+        tar = stack.enter_context(store.stage(f"{name}.tar"))
+        parquet = stack.enter_context(store.stage(f"{name}.parquet"))
+        samples = stack.enter_context(
+            contextlib.closing(SampleWriter(tar, captions=job.captions))
+        )
+        maker = stack.enter_context(_Maker(job))
+        for result in maker.results(by_video(clips)):
+            if result.cut is not None:
+                samples.write(result)
+            rows.append(row_of(result, finished, time.time_ns() // 1_000_000))
+            counter.add(result)
+        samples.close()
+        pq.write_table(parquet_table(rows), parquet)
+        found = published(store, shard)
+        if found is not None:
+            # Another copy of this task was quicker: what stands there stays.
+            return _present(found, host)
+        tar.commit()
+        parquet.commit()
+        stats = {
+            **_reference_stats(counter.counts, started_at, time.monotonic() - begun),
+            "bytes_downloaded": counter.bytes_fetched,
+            "outcomes": dict(counter.counts),
+            "host": host,
+            "files": {
+                "tar": {"bytes": tar.size, "sha256": tar.sha256},
+                "parquet": {"bytes": parquet.size, "sha256": parquet.sha256},
+            },
+        }
+        # Last: a shard counts as published when its stats are there and tell the truth.
+        store.write(f"{name}_stats.json", orjson.dumps(stats, option=orjson.OPT_INDENT_2))
+    return ShardReport(
+        shard=shard,
+        state="done",
+        clips=len(clips),
+        counts=dict(counter.counts),
+        bytes_fetched=counter.bytes_fetched,
+        bytes_stored=tar.size,
+        seconds=time.monotonic() - begun,
+        host=host,
+    )
+
+
+def _present(found: Published, host: str) -> ShardReport:
+    return ShardReport(found.shard, "present", found.count, found.counts, 0, 0, 0.0, host)
+
+
+def _as_row(report: ShardReport) -> pd.DataFrame:
+    return pd.DataFrame([{name: getattr(report, name) for name in REPORT}]).astype(REPORT)
+
+
+def report_of(frame: pd.DataFrame) -> ShardReport:
+    """Return the report that a task's one row holds."""
+    return ShardReport(**frame.iloc[0].to_dict())
+
+
+def _reference_stats(
+    counts: Counter[str], started_at: datetime.datetime, seconds: float
+) -> dict[str, object]:
+    """Return the keys of the reference's ``_stats.json``; times in its format, in UTC."""
+    failed = {name: n for name, n in counts.items() if name != Outcome.OK}
+    in_cut = sum(n for name, n in failed.items() if Outcome(name).stage == "cut")
+    ended_at = started_at + datetime.timedelta(seconds=seconds)
+    return {
+        "count": counts.total(),
+        "successes": counts[Outcome.OK],
+        "failed_to_download": sum(failed.values()) - in_cut,
+        "failed_to_subsample": in_cut,
+        "duration": seconds,
+        "start_time": started_at.timestamp(),
+        "end_time": ended_at.timestamp(),
+        "status_dict": {"success" if n == Outcome.OK else n: c for n, c in counts.items()},
+    }
+
+
+class _Counter:
+    """Counts the results of a shard, and tells the driver about once a second."""
+
+    def __init__(self, shard: int, host: str) -> None:
+        self._shard, self._host = shard, host
+        self.counts: Counter[str] = Counter()
+        self.bytes_fetched = 0
+        self._told = time.monotonic()
+
+    def add(self, result: ClipResult) -> None:
+        self.counts[str(result.outcome)] += 1
+        self.bytes_fetched += result.bytes_fetched
+        if time.monotonic() - self._told >= INTERVAL:
+            self._told = time.monotonic()
+            progress = ShardProgress(self._shard, self._host, self.counts, self.bytes_fetched)
+            # Outside of Dask there is nobody to tell.
+            with contextlib.suppress(ValueError):
+                get_worker().log_event(TOPIC, progress.as_message())
+
+
+class _Maker:
+    """Turns the videos of a shard into results, with `thread_count` of them in flight."""
+
+    def __init__(self, job: Job) -> None:
+        self._reading: Reading = job.config.reading
+        self._threads = job.config.distribution.thread_count
+        self._network = Network(self._reading.ytdlp.get("proxy"))
+        self._resolver = Resolver(self._network, self._reading)
+        self._folder = tempfile.TemporaryDirectory(prefix="acavdl-", dir=job.tmp_dir)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="video")
+
+    def __enter__(self) -> _Maker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._resolver.close()
+        self._network.close()
+        self._folder.cleanup()
+
+    def results(self, videos: Iterable[list[Clip]]) -> Iterator[ClipResult]:
+        """Yield the results of all clips in the order of the plan.
+
+        Videos begin in that order, too; those that finish early wait, and at most
+        `_AHEAD` × threads are begun before the earliest is written.
+        """
+        yield from _in_order(self._pool, videos, self._video, _AHEAD * self._threads)
+
+    def _video(self, clips: list[Clip]) -> list[ClipResult]:
+        """Return the results of the clips of one video."""
+        budget = Budget(self._reading.timeout * len(clips))
+        with budget.scope(), tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
+            results = self._attempt(clips, budget, Path(folder))
+        first = replace(
+            results[0], bytes_fetched=budget.bytes_received, requests=budget.requests
+        )
+        return [first, *results[1:]]
+
+    def _attempt(self, clips: list[Clip], budget: Budget, folder: Path) -> list[ClipResult]:
+        seconds: dict[str, float] = {}
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                with _timed(seconds, "resolve"):
+                    source = self._resolver.resolve(clips[0].url)
+                _wait_until(source.available_at, budget)
+                with _timed(seconds, "fetch"):
+                    files = self._fetch(source, folder)
+            except ClipError as error:
+                # A refused media URL may have expired: one fresh extraction tells.
+                if error.outcome is Outcome.HTTP_403_MEDIA and attempts == 1:
+                    continue
+                failed = _in_time(error, budget)
+                return [
+                    ClipResult(clip, failed.outcome, failed.detail, attempts=attempts,
+                               seconds=seconds)
+                    for clip in clips
+                ]
+            # What the video cost stands with the first of its clips, so that sums are right.
+            return [
+                self._cut(clip, source, files, seconds if clip is clips[0] else {}, attempts)
+                for clip in clips
+            ]
+
+    def _fetch(self, source: Source, folder: Path) -> list[Path]:
+        files = []
+        for number, stream in enumerate(source.streams):
+            path = folder / f"{number}.{stream.container or 'media'}"
+            fetch_file(self._network, stream, source.headers, path, self._reading.retries)
+            files.append(path)
+        return files
+
+    def _cut(
+        self,
+        clip: Clip,
+        source: Source,
+        files: Sequence[Path],
+        seconds: dict[str, float],
+        attempts: int,
+    ) -> ClipResult:
+        common = ClipResult(
+            clip,
+            Outcome.OK,
+            None,
+            info=source.info,
+            format_id="+".join(stream.format_id for stream in source.streams),
+            video_duration=source.duration,
+            attempts=attempts,
+            seconds=seconds,
+        )
+        try:
+            with _timed(seconds, "cut"):
+                return replace(common, cut=cut_low(files, clip.start, clip.end))
+        except ClipError as error:
+            return replace(common, outcome=error.outcome, detail=error.detail)
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    items: Iterable[_Item],
+    make: Callable[[_Item], Sequence[_Result]],
+    ahead: int,
+) -> Iterator[_Result]:
+    """Run `make` over `items` in the pool; yield all results in the order of the items.
+
+    At most `ahead` items are begun before the results of the earliest have been taken.
+    """
+    waiting: deque[Future[Sequence[_Result]]] = deque()
+    source = iter(items)
+    waiting.extend(pool.submit(make, item) for item in itertools.islice(source, ahead))
+    while waiting:
+        results = waiting.popleft().result()
+        # First of all: what comes after a stop was cut short, and is no result.
+        if _stopping.is_set():
+            raise StoppedError
+        waiting.extend(pool.submit(make, item) for item in itertools.islice(source, 1))
+        yield from results
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall seconds of the block to its stage."""
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - begun
+
+
+def _wait_until(available_at: float | None, budget: Budget) -> None:
+    """Wait as long as the site asks; the time of the clip doesn't run meanwhile."""
+    seconds = 0.0 if available_at is None else available_at - time.time()
+    if seconds > 0:
+        budget.extend(seconds)
+        _stopping.wait(seconds)
+
+
+def _in_time(error: ClipError, budget: Budget) -> ClipError:
+    """Return a timeout where the end of the budget is the likely cause of `error`."""
+    if budget.exceeded and error.outcome.retry is not Retry.NEVER:
+        return ClipError(Outcome.TIMEOUT, f"timed out: {error.detail}")
+    return error

@@ -1,0 +1,203 @@
+"""Files of a dataset: the only place that knows of file systems.
+
+Nothing is ever visible half-written: a file is staged under a temporary name in the same folder,
+flushed to the disk, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import fsspec.core
+import fsspec.implementations.local
+
+from acavdl.errors import StorageError, UsageError
+
+#: ``.<name>.<host>.<pid>.<unique>.tmp``: who writes it stands in the name of a staged file.
+_STAGED = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+
+
+class Store:
+    """A folder of a dataset.
+
+    Parameters
+    ----------
+    url
+        A path or ``file://`` URL.
+
+    Raises
+    ------
+    UsageError
+        For a kind of storage that can't be published to atomically yet.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            filesystem, path = fsspec.core.url_to_fs(str(url))
+        except (ValueError, ImportError) as error:
+            raise UsageError(f"output folder {url}: {error}") from error
+        if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+            raise UsageError(f"output folder {url}: only local and shared file systems so far")
+        self.root = Path(path)
+
+    def __str__(self) -> str:
+        """Return the folder's path."""
+        return str(self.root)
+
+    def create(self) -> None:
+        """Make the folder, and see that it can be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self.stage("probe"):
+                pass
+        except OSError as error:
+            raise UsageError(f"cannot write to {self.root}: {error.strerror}") from error
+
+    def path(self, name: str) -> str:
+        """Return what other readers (pyarrow, webdataset) open `name` by."""
+        return str(self.root / name)
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes; None if it is not there."""
+        try:
+            return (self.root / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def names(self, folder: str = "") -> list[str]:
+        """Return the names of the files in a folder, sorted; none if it is not there."""
+        try:
+            return sorted(entry.name for entry in os.scandir(self.root / folder))
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises
+        ------
+        StorageError
+            If it can't be read.
+        """
+        try:
+            return (self.root / name).read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read {self.root / name}: {error.strerror}") from error
+
+    def write(self, name: str, data: bytes) -> None:
+        """Publish a small file in one step."""
+        with self.stage(name) as staged:
+            staged.write(data)
+            staged.commit()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Staged]:
+        """Open a file that appears under `name` when it is committed, and else never."""
+        target = self.root / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unique = f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        with Staged(target, target.with_name(f".{target.name}.{unique}.tmp")) as staged:
+            yield staged
+
+    def sweep(self) -> list[str]:
+        """Remove staged files of processes of this host that are gone; return their names."""
+        swept = []
+        for folder in (self.root, self.root / "_acavdl", self.root / "_acavdl" / "plan"):
+            for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+                found = _STAGED.fullmatch(path.name)
+                if found and found["host"] == _host() and not _alive(int(found["pid"])):
+                    path.unlink(missing_ok=True)
+                    swept.append(path.name)
+        return swept
+
+
+class Staged(io.RawIOBase):
+    """A file on its way: written once from the front, hashed on the fly.
+
+    Attributes
+    ----------
+    size : int
+        Bytes written so far.
+    """
+
+    def __init__(self, target: Path, temporary: Path) -> None:
+        super().__init__()
+        self.target = target
+        self.size = 0
+        self._temporary = temporary
+        self._file = temporary.open("xb")
+        self._sha256 = hashlib.sha256()
+        self._committed = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was written, as hex."""
+        return self._sha256.hexdigest()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        """Append `data`."""
+        self._sha256.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        """Return the bytes written so far."""
+        return self.size
+
+    def commit(self) -> None:
+        """Put the file in its place: flushed to the disk, then renamed (also over an older one)."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self.target)
+        _sync_folder(self.target.parent)
+        self._committed = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Discard the file unless it was committed."""
+        self._file.close()
+        if not self._committed:
+            self._temporary.unlink(missing_ok=True)
+        super().__exit__(kind, error, trace)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; file systems that can't sync a folder don't need it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
