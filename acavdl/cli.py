@@ -29,7 +29,7 @@ def main(verbose: int) -> None:
 
 
 def _ends_cleanly(command: Callable[..., int]) -> Callable[..., None]:
-    """Turn what a command raises into a line and an exit code; a user's mistake has no traceback."""
+    """Turn what a command raises into a line and an exit code: no traceback for a mistake."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
@@ -68,13 +68,28 @@ _PROGRESS = click.option(
 @click.option("--caption-col", metavar="NAME", help="Column with captions.")
 @click.option("--number-sample-per-shard", type=int, default=2000, show_default=True)
 @click.option("--processes-count", type=int, help="Worker processes; default: one per core.")
-@click.option("--thread-count", type=int, default=16, show_default=True,
-              help="Videos in flight in each process.")
+@click.option(
+    "--thread-count",
+    type=int,
+    default=16,
+    show_default=True,
+    help="Videos in flight in each process.",
+)
 @click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds per clip.")
-@click.option("--download-size", type=int, default=360, show_default=True,
-              help="Least pixels of the shorter side.")
-@click.option("--download-audio-rate", type=int, default=44100, show_default=True,
-              help="Least Hz of the sound.")
+@click.option(
+    "--download-size",
+    type=int,
+    default=360,
+    show_default=True,
+    help="Least pixels of the shorter side.",
+)
+@click.option(
+    "--download-audio-rate",
+    type=int,
+    default=44100,
+    show_default=True,
+    help="Least Hz of the sound.",
+)
 @click.option("--tmp-dir", metavar="DIR", help="Local folder for media on their way.")
 @_PROGRESS
 @_ends_cleanly

@@ -32,7 +32,7 @@ def process_count(wanted: int | None) -> int:
     return usable_cores() if wanted is None else max(1, min(wanted, usable_cores()))
 
 
-class _Closing(WorkerPlugin):  # type: ignore[misc]
+class _Closing(WorkerPlugin):
     """Ends the shard of a worker that is told to close, within a second or so."""
 
     def teardown(self, worker: Worker) -> None:

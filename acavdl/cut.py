@@ -84,7 +84,7 @@ class _Track:
     late: Fraction
 
     def ticks(self, seconds: Fraction) -> int:
-        return round(seconds / self.stream.time_base)
+        return round(seconds / Fraction(self.stream.time_base))
 
     def seconds(self, ticks: int) -> Fraction:
         return Fraction(ticks * self.stream.time_base)
@@ -119,7 +119,7 @@ def _lateness(path: Path) -> Fraction:
         stream = container.streams[0]
         packets = itertools.islice(container.demux(stream), _REORDER_FRAMES)
         times = [packet.pts for packet in packets if packet.pts is not None]
-        return Fraction(min(times) * stream.time_base) - earliest if times else Fraction(0)
+        return min(times) * Fraction(stream.time_base or 0) - earliest if times else Fraction(0)
 
 
 def _cut(picture: _Track, sound: _Track, start: Fraction, end: Fraction) -> Cut:
@@ -210,8 +210,10 @@ def _mux(
 ) -> bytes:
     """Return an mp4 of both tracks whose time 0 is `first` seconds of the source."""
     buffer = io.BytesIO()
-    # Bit-exact: no name of the library and no date, so the same packets give the same bytes.
-    with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
+    # Bit-exact: no name of the library and no date, so the same packets give the same bytes. Edit
+    # lists count in units of the movie: at the muxer's 1/1000 s they would round the sync.
+    options = {"fflags": "+bitexact", "movie_timescale": "90000"}
+    with av.open(buffer, "w", format="mp4", options=options) as output:
         streams = [output.add_stream_from_template(track.stream) for track in (picture, sound)]
         for stream, track, kept in zip(streams, (picture, sound), (frames, packets), strict=True):
             offset = track.ticks(first)

@@ -42,7 +42,13 @@ class Outcome(StrEnum):
     scope: Scope
     retry: Retry
 
-    def __new__(cls, value: str, stage: Stage, scope: Scope, retry: Retry) -> Outcome:
+    def __new__(
+        cls,
+        value: str,
+        stage: Stage = Stage.RESOLVE,
+        scope: Scope = Scope.VIDEO,
+        retry: Retry = Retry.LATER,
+    ) -> Outcome:
         """Make a string member that carries its stage, scope and retry."""
         member = str.__new__(cls, value)
         member._value_ = value

@@ -179,5 +179,5 @@ def _budget_exceeded() -> bool:
 def _back_off(tries: int) -> None:
     """Wait before the next try: doubling, jittered, never past the end of the budget."""
     budget = Budget.current()
-    seconds = random.uniform(0.5, 1.0) * 0.25 * 2**tries  # noqa: S311 (no secret)
+    seconds = random.uniform(0.5, 1.0) * 0.25 * 2**tries
     time.sleep(seconds if budget is None else min(seconds, budget.remaining))

@@ -105,8 +105,6 @@ def published(store: Store, shard: int) -> Published | None:
     with contextlib.suppress(StorageError, orjson.JSONDecodeError, KeyError, TypeError):
         stats = orjson.loads(store.read(f"{name}_stats.json"))
         sizes = stats["files"]
-        if all(
-            store.size(f"{name}.{kind}") == sizes[kind]["bytes"] for kind in ("tar", "parquet")
-        ):
+        if all(store.size(f"{name}.{kind}") == sizes[kind]["bytes"] for kind in ("tar", "parquet")):
             return Published(shard, stats["count"], stats["outcomes"])
     return None

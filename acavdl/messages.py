@@ -106,6 +106,8 @@ def classify(message: str, warnings: Iterable[str] = ()) -> Outcome:
     outcome = _match(message)
     if outcome.scope is Scope.ENVIRONMENT or outcome is Outcome.UNKNOWN:
         causes = [found for text in warnings if (found := _match(text)) is not Outcome.UNKNOWN]
-        return next((cause for cause in causes if cause.scope is not Scope.ENVIRONMENT),
-                    next(iter(causes), outcome))
+        return next(
+            (cause for cause in causes if cause.scope is not Scope.ENVIRONMENT),
+            next(iter(causes), outcome),
+        )
     return outcome

@@ -1,8 +1,8 @@
 """The plan: which clip stands where, decided once.
 
-Order: (hash64(video_id), video_id, start_ms, end_ms), so that the clips of a video are together and
-videos are shuffled; of rows with equal keys the first is kept. Shard numbers are absolute. Written as
-``_acavdl/plan/part-NNNNN.parquet`` with one row group per shard.
+Order: (hash64(video_id), video_id, start_ms, end_ms), so that the clips of a video are together
+and videos are shuffled; of rows with equal keys the first is kept. Shard numbers are absolute.
+Written as ``_acavdl/plan/part-NNNNN.parquet`` with one row group per shard.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -131,17 +132,18 @@ def read_shard(shard: int, output_folder: str) -> pd.DataFrame:
 
 def clips_of(frame: pd.DataFrame) -> list[Clip]:
     """Return the rows of `read_shard` as clips."""
+    rows: list[dict[str, Any]] = frame.to_dict("records")  # type: ignore[assignment]
     return [
         Clip(
-            video_id=str(row.video_id),
-            url=str(row.url),
-            start_ms=int(row.start_ms),
-            end_ms=int(row.end_ms),
-            shard=int(row.shard),
-            row=int(row.row),
-            caption=None if pd.isna(row.caption) else str(row.caption),
+            video_id=row["video_id"],
+            url=row["url"],
+            start_ms=row["start_ms"],
+            end_ms=row["end_ms"],
+            shard=row["shard"],
+            row=row["row"],
+            caption=None if pd.isna(row["caption"]) else row["caption"],
         )
-        for row in frame.itertuples(index=False)
+        for row in rows
     ]
 
 

@@ -40,9 +40,7 @@ class ShardProgress:
     @classmethod
     def from_message(cls, message: Mapping[str, Any]) -> ShardProgress:
         """Return what a message says; Dask adds keys of its own (the worker's address)."""
-        return cls(
-            message["shard"], message["host"], message["counts"], message["bytes_fetched"]
-        )
+        return cls(message["shard"], message["host"], message["counts"], message["bytes_fetched"])
 
 
 @dataclass(frozen=True)

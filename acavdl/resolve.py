@@ -32,15 +32,18 @@ from yt_dlp.networking.exceptions import (
     TransportError,
 )
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
+from yt_dlp.version import __version__ as _yt_dlp_version
 
 from acavdl.config import Reading
-from acavdl.errors import ClipError, Outcome
+from acavdl.errors import ClipError, Outcome, Scope
 from acavdl.messages import classify
 from acavdl.models import Source, Stream
 from acavdl.net import Budget, Network
 
 logger = logging.getLogger(__name__)
 
+#: The version of yt-dlp in use: it stands in each row, since what it can do changes by the week.
+EXTRACTOR_VERSION: str = _yt_dlp_version
 _MAX_REDIRECTS = 10
 
 #: Fields of yt-dlp's info that go into each sample's ``yt_meta_dict.info``: no URLs of media, no
@@ -98,6 +101,7 @@ class Resolver:
         """
         extractor = self._extractor(youtube=_is_youtube(url))
         info = extractor.extract(url)
+        _refuse_partial(extractor.warnings)
         live_status = info.get("live_status")
         if live_status in ("is_live", "post_live"):
             raise ClipError(Outcome.LIVE, f"live_status is {live_status}")
@@ -229,7 +233,9 @@ class _NetworkRH(RequestHandler):  # type: ignore[misc]
                 answer = self._network.open(
                     method, url, sent, body, timeout=self._calculate_timeout(request)
                 )
-            jar.extract_cookies(_CookieView(answer.headers), urllib.request.Request(url, None, sent))
+            # Not opened: the cookie jar wants to know what was asked for.
+            asked = urllib.request.Request(url, None, sent)  # noqa: S310
+            jar.extract_cookies(_CookieView(answer.headers), asked)
             location = answer.headers.get("Location")
             if answer.status not in (301, 302, 303, 307, 308) or not location:
                 break
@@ -295,9 +301,7 @@ def _errors_as_yt_dlp() -> Iterator[None]:
     except urllib3.exceptions.ProxyError as error:
         raise ProxyError(cause=error) from error
     except urllib3.exceptions.IncompleteRead as error:
-        raise IncompleteRead(
-            partial=error.partial, expected=error.expected, cause=error
-        ) from error
+        raise IncompleteRead(partial=error.partial, expected=error.expected, cause=error) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise TransportError(cause=error) from error
 
@@ -319,13 +323,26 @@ def _clip_error(error: DownloadError, warnings: Sequence[str]) -> ClipError:
     return ClipError(classify(message, warnings), detail)
 
 
+def _refuse_partial(warnings: Sequence[str]) -> None:
+    """Raise if a request of the extraction failed for good, though yt-dlp could do without.
+
+    A page that was refused or broken leaves holes in the metadata, other ones in each run; and a
+    refusal is to be heeded at its first sign. What yt-dlp tries again by itself is no failure.
+    """
+    for text in warnings:
+        outcome = classify(text)
+        lost = outcome in (Outcome.HTTP_5XX, Outcome.NETWORK, Outcome.TIMEOUT)
+        if (lost or outcome.scope is Scope.EGRESS) and ". Retrying" not in text:
+            raise ClipError(outcome, text)
+
+
 def _distinct(warnings: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text for text in warnings if "JavaScript runtime" not in text))
 
 
 def _is_youtube(url: str) -> bool:
     host = (urllib.parse.urlsplit(url).hostname or "").lower()
-    return host == "youtu.be" or host == "youtube.com" or host.endswith(".youtube.com")
+    return host in ("youtu.be", "youtube.com") or host.endswith(".youtube.com")
 
 
 # --- which formats ---------------------------------------------------------------------------

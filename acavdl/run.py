@@ -27,8 +27,15 @@ from acavdl.tables import Rejected, read_table
 
 logger = logging.getLogger(__name__)
 
-_CLIP_TYPES = {"video_id": "object", "url": "object", "start_ms": "int64", "end_ms": "int64",
-               "caption": "object", "shard": "int32", "row": "int32"}
+_CLIP_TYPES = {
+    "video_id": "object",
+    "url": "object",
+    "start_ms": "int64",
+    "end_ms": "int64",
+    "caption": "object",
+    "shard": "int32",
+    "row": "int32",
+}
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,11 @@ def run(
     columns = {"url_col": url_col, "clip_col": clip_col, "caption_col": caption_col}
     plan, rejected, resumed = prepare(store, url_list, columns, config)
     job = Job(str(store), config, captions=caption_col is not None, tmp_dir=tmp_dir)
-    done = {shard: found for shard in range(len(plan.sizes))
-            if (found := published(store, shard)) is not None}
+    done = {
+        shard: found
+        for shard in range(len(plan.sizes))
+        if (found := published(store, shard)) is not None
+    }
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
     processes = min(process_count(config.distribution.processes_count), max(1, len(missing)))
     with contextlib.ExitStack() as stack:
@@ -121,11 +131,7 @@ def tell(report: RunReport) -> int:
     """Say how the run ended, and return the exit code: clip failures are data, lost shards not."""
     for row in report.rejected[:5]:
         say(f"row {row.row} of the table is not used: {row.reason} ({row.value})")
-    say(
-        *summary(
-            report.snapshot, report.output_folder, report.failed_shards, len(report.rejected)
-        )
-    )
+    say(*summary(report.snapshot, report.output_folder, report.failed_shards, len(report.rejected)))
     return ShardError.exit_code if report.failed_shards else 0
 
 
@@ -165,9 +171,7 @@ def shard_frame(shards: Sequence[int], job: Job) -> Any:
     return frame.map_partitions(process_shard, job, meta=REPORT)
 
 
-def _work_off(
-    client: Client, shards: Sequence[int], job: Job, roll_up: RollUp
-) -> dict[int, str]:
+def _work_off(client: Client, shards: Sequence[int], job: Job, roll_up: RollUp) -> dict[int, str]:
     """Have the shards made, `subjob_size` at a time; return causes of failure by shard."""
     failed: dict[int, str] = {}
     size = job.config.distribution.subjob_size

@@ -15,24 +15,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import orjson
 import pandas as pd
 import pyarrow.parquet as pq
-import yt_dlp.version
 from distributed import get_worker
 
 from acavdl.config import Config, Reading
 from acavdl.cut import cut_low
-from acavdl.errors import ClipError, Outcome, Retry
+from acavdl.errors import ClipError, Outcome, Retry, Stage
 from acavdl.fetch import fetch_file
 from acavdl.ledger import Published, published, shard_name
 from acavdl.models import Clip, ClipResult, ShardReport, Source
 from acavdl.net import Budget, Network, cancel_all
 from acavdl.plan import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
-from acavdl.resolve import Resolver
+from acavdl.resolve import EXTRACTOR_VERSION, Resolver
 from acavdl.storage import Store
 from acavdl.writer import Finished, SampleWriter, parquet_table, row_of
 
@@ -126,13 +125,13 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     found = published(store, shard)
     if found is not None:
         return _present(found, host)
-    name, finished = shard_name(shard), Finished(host, yt_dlp.version.__version__)
+    name, finished = shard_name(shard), Finished(host, EXTRACTOR_VERSION)
     counter, rows = _Counter(shard, host), []
     with contextlib.ExitStack() as stack:
         tar = stack.enter_context(store.stage(f"{name}.tar"))
         parquet = stack.enter_context(store.stage(f"{name}.parquet"))
         samples = stack.enter_context(
-            contextlib.closing(SampleWriter(tar, captions=job.captions))
+            contextlib.closing(SampleWriter(cast("BinaryIO", tar), captions=job.captions))
         )
         maker = stack.enter_context(_Maker(job))
         for result in maker.results(by_video(clips)):
@@ -182,7 +181,8 @@ def _as_row(report: ShardReport) -> pd.DataFrame:
 
 def report_of(frame: pd.DataFrame) -> ShardReport:
     """Return the report that a task's one row holds."""
-    return ShardReport(**frame.iloc[0].to_dict())
+    row: dict[str, Any] = frame.iloc[0].to_dict()  # type: ignore[assignment]
+    return ShardReport(**row)
 
 
 def _reference_stats(
@@ -190,7 +190,7 @@ def _reference_stats(
 ) -> dict[str, object]:
     """Return the keys of the reference's ``_stats.json``; times in its format, in UTC."""
     failed = {name: n for name, n in counts.items() if name != Outcome.OK}
-    in_cut = sum(n for name, n in failed.items() if Outcome(name).stage == "cut")
+    in_cut = sum(n for name, n in failed.items() if Outcome(name).stage is Stage.CUT)
     ended_at = started_at + datetime.timedelta(seconds=seconds)
     return {
         "count": counts.total(),
@@ -257,9 +257,7 @@ class _Maker:
         budget = Budget(self._reading.timeout * len(clips))
         with budget.scope(), tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             results = self._attempt(clips, budget, Path(folder))
-        first = replace(
-            results[0], bytes_fetched=budget.bytes_received, requests=budget.requests
-        )
+        first = replace(results[0], bytes_fetched=budget.bytes_received, requests=budget.requests)
         return [first, *results[1:]]
 
     def _attempt(self, clips: list[Clip], budget: Budget, folder: Path) -> list[ClipResult]:
@@ -279,8 +277,9 @@ class _Maker:
                     continue
                 failed = _in_time(error, budget)
                 return [
-                    ClipResult(clip, failed.outcome, failed.detail, attempts=attempts,
-                               seconds=seconds)
+                    ClipResult(
+                        clip, failed.outcome, failed.detail, attempts=attempts, seconds=seconds
+                    )
                     for clip in clips
                 ]
             # What the video cost stands with the first of its clips, so that sums are right.

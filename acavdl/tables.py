@@ -135,11 +135,16 @@ def find_columns(
     UsageError
         That names what the table has and what is missing.
     """
-    for option, name in (("--url-col", url_col), ("--clip-col", clip_col),
-                         ("--caption-col", caption_col)):
+    for option, name in (
+        ("--url-col", url_col),
+        ("--clip-col", clip_col),
+        ("--caption-col", caption_col),
+    ):
         if name is not None and name not in names:
-            raise UsageError(f"{url_list} has no column {name!r} ({option}); it has: "
-                             f"{', '.join(map(str, names))}")
+            raise UsageError(
+                f"{url_list} has no column {name!r} ({option}); it has: "
+                f"{', '.join(map(str, names))}"
+            )
     video = url_col or _first(_ID_COLUMNS + _URL_COLUMNS, names)
     clips = clip_col or _first(_CLIP_COLUMNS, names)
     start, end = _first(("start",), names), _first(("end",), names)
@@ -164,12 +169,15 @@ def clean(frame: pd.DataFrame, columns: Columns) -> Table:
     spans: Callable[[int], Iterator[tuple[Any, Any]]]
     if columns.clips is not None:
         lists = frame[columns.clips].tolist()
+
         def spans(i: int) -> Iterator[tuple[Any, Any]]:
             return _pairs(lists[i])
     else:
         starts, ends = frame[columns.start].tolist(), frame[columns.end].tolist()
+
         def spans(i: int) -> Iterator[tuple[Any, Any]]:
             return iter([(starts[i], ends[i])])
+
     rows: list[tuple[str, str, int, int, str | None]] = []
     rejected: list[Rejected] = []
     for i, video in enumerate(videos):
@@ -184,8 +192,13 @@ def clean(frame: pd.DataFrame, columns: Columns) -> Table:
             rejected.append(Rejected(i + 1, str(error), values[:200]))
     clips = pd.DataFrame(rows, columns=["video_id", "url", "start_ms", "end_ms", "caption"])
     clips = clips.astype(
-        {"video_id": object, "url": object, "start_ms": "int64", "end_ms": "int64",
-         "caption": object}
+        {
+            "video_id": object,
+            "url": object,
+            "start_ms": "int64",
+            "end_ms": "int64",
+            "caption": object,
+        }
     )
     return Table(clips, tuple(rejected), columns.caption is not None)
 

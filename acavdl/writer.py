@@ -165,9 +165,7 @@ def row_of(result: ClipResult, finished: Finished, finished_at_ms: int) -> dict[
         "bytes_fetched": result.bytes_fetched,
         "requests": result.requests,
         "attempts": result.attempts,
-        **{
-            f"{stage}_seconds": result.seconds.get(stage) for stage in ("resolve", "fetch", "cut")
-        },
+        **{f"{stage}_seconds": result.seconds.get(stage) for stage in ("resolve", "fetch", "cut")},
         "finished_at": finished_at_ms,
         "host": finished.host,
         "yt_dlp": finished.yt_dlp,

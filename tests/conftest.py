@@ -10,6 +10,7 @@ import pytest
 from acavdl.demo import environment
 from acavdl.sandbox import Sandbox
 
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """In CI (``ACAVDL_CI=1``) everything that a test needs is there: a skip is a failure."""

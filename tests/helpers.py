@@ -18,8 +18,11 @@ QUICK = Config(
 )
 
 
-def write_csv(path: Path, rows: Sequence[tuple[object, ...]],
-              header: Sequence[str] = ("videoID", "start", "end")) -> Path:
+def write_csv(
+    path: Path,
+    rows: Sequence[tuple[object, ...]],
+    header: Sequence[str] = ("videoID", "start", "end"),
+) -> Path:
     """Write a clip table."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)

@@ -1225,11 +1225,6 @@ def warm_up() -> None:
     _page_filler()
 
 
-def refused(fault: Fault | None) -> bool:
-    """Tell whether the player says that the video cannot be played."""
-    return fault in _REFUSALS
-
-
 def expiry(now: float) -> int:
     """Tell until when URLs made at `now` are valid, Unix time in whole seconds."""
     return math.floor(now) + URL_LIFETIME

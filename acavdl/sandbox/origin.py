@@ -1058,7 +1058,8 @@ class Sandbox:
         known = os.environ.get("PYTHONPATH")
         path = os.pathsep.join((root, known)) if known else root
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "acavdl.sandbox.origin"],
+            # -P: nothing in the working directory is taken for a module.
+            [sys.executable, "-P", "-m", "acavdl.sandbox.origin"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
