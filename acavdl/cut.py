@@ -28,6 +28,9 @@ from acavdl.mp4 import earliest_presentation_time, has_edit_list
 #: the last one or the first one decoded: H.264 reorders over 16 frames at most (its Annex A).
 _REORDER_SECONDS = 2
 _REORDER_FRAMES = 32
+#: Containers that are read, by ffmpeg's names. No playlists (HLS, ffconcat): what a site sends must
+#: not name files of this machine.
+_FORMATS = "mov,matroska,webm,avi,flv,mpeg,mpegts,ogg,asf"
 #: Bytes in which ``moov`` and the beginning of ``sidx`` are looked for.
 _HEAD_BYTES = 1 << 20
 #: Seconds of sound read before the first frame: more than the pre-roll of any codec here.
@@ -56,7 +59,7 @@ def cut_low(files: Sequence[Path], start: float, end: float) -> Cut:
         media.
     """
     try:
-        with av.open(str(files[0])) as picture, av.open(str(files[-1])) as sound:
+        with _open(files[0]) as picture, _open(files[-1]) as sound:
             if not picture.streams.video:
                 raise ClipError(Outcome.NO_VIDEO, "the file has no picture")
             if not sound.streams.audio:
@@ -64,12 +67,21 @@ def cut_low(files: Sequence[Path], start: float, end: float) -> Cut:
             return _cut(
                 _Track(picture, picture.streams.video[0], _lateness(files[0])),
                 _Track(sound, sound.streams.audio[0], _lateness(files[-1])),
-                Fraction(start),
-                Fraction(end),
+                _exactly(start),
+                _exactly(end),
             )
     except (av.error.FFmpegError, ValueError) as error:
         # PyAV raises ValueError for some broken headers.
         raise ClipError(Outcome.CORRUPT, f"{type(error).__name__}: {error}") from error
+
+
+def _open(path: Path) -> Any:
+    return av.open(str(path), options={"format_whitelist": _FORMATS})
+
+
+def _exactly(seconds: float) -> Fraction:
+    """Return the number that was written: 5.005 is 1001/200, and no hair less."""
+    return Fraction(seconds).limit_denominator(1_000_000)
 
 
 @dataclass(frozen=True)
@@ -89,18 +101,41 @@ class _Track:
     def seconds(self, ticks: int) -> Fraction:
         return Fraction(ticks * self.stream.time_base)
 
+    @property
+    def declared_end(self) -> Fraction:
+        """When the stream ends as its header says, in seconds; 0 if it doesn't."""
+        if self.stream.duration is not None:
+            return self.seconds(self.stream.duration)
+        # WebM says it of the file alone: of its longest stream.
+        alone = len(self.container.streams) == 1 and self.container.duration is not None
+        return Fraction(self.container.duration, av.time_base) if alone else Fraction(0)
+
     def packets_from(self, seconds: Fraction) -> Iterator[Any]:
-        """Yield packets from a keyframe before `seconds` on, with times of the presentation."""
+        """Yield packets from a keyframe before `seconds` on, with times of the presentation.
+
+        Raises
+        ------
+        ClipError
+            ``corrupt`` if they end within the stream: a demuxer takes a file that breaks off for
+            one that ends.
+        """
         if seconds > 0:
             self.container.seek(self.ticks(seconds + self.late), stream=self.stream)
         late = self.ticks(self.late)
+        reached = max(seconds, Fraction(0))
         for packet in self.container.demux(self.stream):
             if packet.pts is None:
                 continue
+            if packet.is_corrupt:
+                raise ClipError(Outcome.CORRUPT, f"a broken packet at {float(reached):.3f} s")
+            reached = max(reached, self.seconds(packet.pts + (packet.duration or 0)))
             # WebM has no decode times; its frames are in order.
             packet.dts = (packet.pts if packet.dts is None else packet.dts) - late
             packet.pts -= late
             yield packet
+        if reached < self.declared_end - Fraction(END_TOLERANCE):
+            detail = f"the file breaks off at {float(reached):.3f} of {float(self.declared_end)} s"
+            raise ClipError(Outcome.CORRUPT, detail)
 
 
 def _lateness(path: Path) -> Fraction:
@@ -115,7 +150,7 @@ def _lateness(path: Path) -> Fraction:
     earliest = None if has_edit_list(head) else earliest_presentation_time(head)
     if earliest is None:
         return Fraction(0)
-    with av.open(str(path)) as container:
+    with _open(path) as container:
         stream = container.streams[0]
         packets = itertools.islice(container.demux(stream), _REORDER_FRAMES)
         times = [packet.pts for packet in packets if packet.pts is not None]
@@ -160,12 +195,15 @@ def _video_packets(track: _Track, start: Fraction, end: Fraction) -> list[Any]:
             break
     if not packets:
         raise ClipError(Outcome.CLIP_OUT_OF_RANGE, f"no picture at {float(start):.3f} s")
+    begin = track.seconds(packets[0].pts)
+    if begin >= end:
+        raise ClipError(Outcome.CLIP_OUT_OF_RANGE, f"the picture begins at {float(begin):.3f} s")
     # Frames that lead an open group of pictures need the one before: they are not shown.
     shown = [packet for packet in packets if packet.pts >= packets[0].pts]
-    return shown[: closed_length([packet.pts for packet in shown], track.ticks(end))]
+    return shown[: closed_length([packet.pts for packet in shown], end / track.stream.time_base)]
 
 
-def closed_length(times: Sequence[int], end: int) -> int:
+def closed_length(times: Sequence[int], end: int | Fraction) -> int:
     """Return how many frames to keep so that all before `end` are there and none is missing.
 
     Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +17,10 @@ from distributed import Client, as_completed, futures_of
 from acavdl.cluster import local_client, process_count
 from acavdl.config import Config
 from acavdl.display import Display, Mode, say, summary
-from acavdl.errors import AcavdlError, Outcome, ShardError
+from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
 from acavdl.ledger import check_manifest, plan_of, published, read_manifest, write_manifest
 from acavdl.models import ShardReport
+from acavdl.net import Network
 from acavdl.plan import SCHEMA, Plan, number_clips, read_shard, write_plan
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
 from acavdl.shard import REPORT, Job, process_shard, report_of
@@ -104,9 +106,11 @@ def run(
     """
     config = config or Config()
     store = Store(output_folder)
+    if client is None:
+        # What is wrong with certificates or proxies is better said now than by each worker.
+        Network(config.reading.ytdlp.get("proxy")).close()
     columns = {"url_col": url_col, "clip_col": clip_col, "caption_col": caption_col}
     plan, rejected, resumed = prepare(store, url_list, columns, config)
-    job = Job(str(store), config, captions=caption_col is not None, tmp_dir=tmp_dir)
     done = {
         shard: found
         for shard in range(len(plan.sizes))
@@ -116,6 +120,8 @@ def run(
     processes = min(process_count(config.distribution.processes_count), max(1, len(missing)))
     with contextlib.ExitStack() as stack:
         if missing and client is None:
+            # Ours to remove, whatever becomes of the workers that use it.
+            tmp_dir = stack.enter_context(_scratch(tmp_dir))
             client = stack.enter_context(local_client(processes))
         roll_up = RollUp(plan.sizes, processes)
         for shard, found in done.items():
@@ -123,8 +129,22 @@ def run(
         stack.enter_context(Display(roll_up.snapshot, progress))
         failed: dict[int, str] = {}
         if missing and client is not None:
+            job = Job(str(store), config, captions=caption_col is not None, tmp_dir=tmp_dir)
             failed = _work_off(client, missing, job, roll_up)
     return RunReport(str(store), roll_up.snapshot(), failed, rejected, resumed)
+
+
+@contextlib.contextmanager
+def _scratch(parent: str | None) -> Iterator[str]:
+    """Make a folder for media on their way, and remove it with all that workers left in it."""
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix="acavdl-", dir=parent, ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise UsageError(f"cannot write to --tmp-dir {parent}: {error.strerror}") from error
+    with folder as name:
+        yield name
 
 
 def tell(report: RunReport) -> int:

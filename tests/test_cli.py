@@ -1,0 +1,261 @@
+"""The command as a user types it: exit codes, one line for a mistake, Ctrl-C, kill -9, resuming."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import acavdl
+from acavdl.sandbox import Sandbox, video_id
+from helpers import write_csv
+
+ACAVDL = [sys.executable, "-m", "acavdl"]
+#: Shards of a test's dataset, and clips in each.
+SHARDS, SIZE = 6, 8
+
+
+def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*ACAVDL, *map(str, arguments)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def assert_one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    for word in words:
+        assert word in line
+
+
+def test_help_needs_none_of_the_heavy_libraries() -> None:
+    script = (
+        "import sys, runpy, atexit\n"
+        "atexit.register(lambda: print(sorted({name.partition('.')[0] for name in sys.modules})))\n"
+        "sys.argv = ['acavdl', '--help']\n"
+        "runpy.run_module('acavdl', run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "run" in done.stdout
+    assert "demo" in done.stdout
+    for heavy in ("dask", "distributed", "pandas", "numpy", "pyarrow", "yt_dlp", "av", "rich"):
+        assert f"'{heavy}'" not in done.stdout
+
+
+def test_help_fits_80_columns() -> None:
+    for arguments in ([], ["run"], ["demo"]):
+        done = call(*arguments, "--help")
+        assert done.returncode == 0
+        assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_version() -> None:
+    assert acavdl.__version__ in call("--version").stdout
+
+
+def test_table_that_is_not_there(tmp_path: Path) -> None:
+    done = call("run", "--url-list", tmp_path / "no.csv", "--output-folder", tmp_path / "out")
+    assert_one_line(done, 2, "no.csv")
+
+
+def test_table_without_the_columns(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [("a", "b")], ("name", "when"))
+    done = call("run", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert_one_line(done, 2, "name, when", "videoID")
+
+
+def test_table_without_a_usable_row(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [("tooshort", 0, 1)])
+    done = call("run", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert_one_line(done, 4, "no usable row", "row 1")
+
+
+def test_value_that_makes_no_sense(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [(video_id(1), 0, 1)])
+    done = call("run", "--url-list", table, "--output-folder", tmp_path, "--timeout", 0)
+    assert_one_line(done, 2, "reading.timeout")
+
+
+def test_storage_that_is_not_supported(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [(video_id(1), 0, 1)])
+    done = call("run", "--url-list", table, "--output-folder", "memory://somewhere")
+    assert_one_line(done, 2, "memory://somewhere")
+
+
+def test_certificates_that_are_not_there(
+    tmp_path: Path, online: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "no.pem"))
+    table = write_csv(tmp_path / "t.csv", [(video_id(1), 0, 1)])
+    done = call("run", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert_one_line(done, 2, "SSL_CERT_FILE", "no.pem")
+
+
+# --- runs that are broken off -----------------------------------------------------------------
+
+
+def table(folder: Path) -> Path:
+    rows = [(video_id(i, master="m60"), 1.0, 5.0) for i in range(SHARDS * SIZE)]
+    return write_csv(folder / "clips.csv", rows)
+
+
+def command(folder: Path, out: str, *more: str) -> list[str]:
+    return [
+        *ACAVDL, "run", "--url-list", str(table(folder)), "--output-folder", str(folder / out),
+        "--number-sample-per-shard", str(SIZE), "--thread-count", "2", "--processes-count", "2",
+        "--progress", "plain", "--tmp-dir", str(folder), *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A site that takes its time, so that a run can be broken off in its middle."""
+    with Sandbox(latency=0.15) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def whole(slow: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The tars of an undisturbed run."""
+    folder = tmp_path_factory.mktemp("whole")
+    with started(command(folder, "out"), slow) as process:
+        assert process.wait(60) == 0
+    return tars(folder / "out")
+
+
+def tars(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.glob("*.tar"))}
+
+
+@contextlib.contextmanager
+def started(arguments: list[str], site: Sandbox) -> Iterator[subprocess.Popen[str]]:
+    """Start the command in a process group of its own, as a shell does."""
+    process = subprocess.Popen(
+        arguments, env={**os.environ, **site.environ()}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        with process:
+            yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(condition: object, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def published(out: Path) -> int:
+    return len(list(out.glob("*_stats.json")))
+
+
+def group_of(leader: int) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.Error):
+            if os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Staged files and scratch folders."""
+    scratch = [path.name for path in folder.glob("acavdl-*")]
+    return scratch + [path.name for path in folder.rglob(".*.tmp")]
+
+
+def go_on(folder: Path, site: Sandbox, expected: dict[str, bytes]) -> None:
+    """Run the command again: it completes what is missing, and only that."""
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "out").glob("*_stats.json")}
+    with started(command(folder, "out"), site) as process:
+        assert process.wait(60) == 0
+    assert tars(folder / "out") == expected
+    for name, modified in kept.items():
+        assert (folder / "out" / name).stat().st_mtime_ns == modified
+    assert [name for name in leftovers(folder) if not name.startswith("acavdl-")] == []
+
+
+def test_ctrl_c_ends_within_seconds_and_the_run_goes_on_later(
+    slow: Sandbox, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    with started(command(tmp_path, "out"), slow) as process:
+        wait_for(lambda: published(tmp_path / "out") >= 2)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(10) == 130
+        assert process.stderr is not None
+        said = process.stderr.read()
+        wait_for(lambda: not group_of(process.pid), 10)
+    assert "Traceback" not in said
+    assert "acavdl run --url-list" in said
+    assert 2 <= published(tmp_path / "out") < SHARDS
+    assert leftovers(tmp_path) == []
+    go_on(tmp_path, slow, whole)
+
+
+def test_ctrl_c_while_the_workers_start(slow: Sandbox, tmp_path: Path) -> None:
+    with started(command(tmp_path, "out"), slow) as process:
+        wait_for(lambda: len(group_of(process.pid)) >= 3)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(15) == 130
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+        wait_for(lambda: not group_of(process.pid), 10)
+    assert leftovers(tmp_path) == []
+
+
+def test_kill_9_of_the_driver(slow: Sandbox, whole: dict[str, bytes], tmp_path: Path) -> None:
+    with started(command(tmp_path, "out"), slow) as process:
+        wait_for(lambda: published(tmp_path / "out") >= 1)
+        process.kill()
+        process.wait(10)
+        wait_for(lambda: not group_of(process.pid), 20)
+    assert published(tmp_path / "out") < SHARDS
+    go_on(tmp_path, slow, whole)
+
+
+def test_kill_9_of_a_worker_costs_its_shard_alone(
+    slow: Sandbox, whole: dict[str, bytes], tmp_path: Path
+) -> None:
+    with started(command(tmp_path, "out"), slow) as process:
+        wait_for(lambda: published(tmp_path / "out") >= 1)
+        workers = [
+            found
+            for found in group_of(process.pid)
+            if "spawn_main" in " ".join(found.cmdline())
+        ]
+        workers[0].kill()
+        assert process.wait(60) == 0
+    assert tars(tmp_path / "out") == whole
+
+
+def test_another_plan_in_the_folder(slow: Sandbox, tmp_path: Path) -> None:
+    with started(command(tmp_path, "out"), slow) as process:
+        wait_for(lambda: (tmp_path / "out/_acavdl/run.json").exists())
+    done = call(*command(tmp_path, "out", "--download-size", "240")[3:])
+    assert_one_line(done, 3, "download_size", "360", "240")
+
+
+def test_json_progress_is_read_by_machines(slow: Sandbox, tmp_path: Path) -> None:
+    with started(command(tmp_path, "out", "--progress", "json"), slow) as process:
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+        assert process.wait(60) == 0
+    last = [json.loads(line) for line in lines if line.startswith("{")][-1]
+    assert last["done"] == last["total"] == SHARDS * SIZE
+    assert last["counts"] == {"ok": SHARDS * SIZE}
