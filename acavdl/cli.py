@@ -90,6 +90,13 @@ _PROGRESS = click.option(
     show_default=True,
     help="Least Hz of the sound.",
 )
+@click.option(
+    "--rate-limit",
+    type=click.FloatRange(min=0),
+    default=300,
+    show_default=True,
+    help="Videos an hour asked of YouTube from this address, after a burst of as many; 0 = none.",
+)
 @click.option("--tmp-dir", metavar="DIR", help="Local folder for media on their way.")
 @_PROGRESS
 @_ends_cleanly
@@ -104,12 +111,15 @@ def run(**options: Any) -> int:
             download_size=options["download_size"],
             download_audio_rate=options["download_audio_rate"],
             timeout=options["timeout"],
+            rate_limit=options["rate_limit"] or None,
         ),
         Storage(number_sample_per_shard=options["number_sample_per_shard"]),
         Distribution(
             processes_count=options["processes_count"], thread_count=options["thread_count"]
         ),
     )
+    if config.reading.rate_limit is None:
+        logging.getLogger(__name__).warning("no limit on the rate: the site may block this address")
     report = run_line(
         options["url_list"],
         options["output_folder"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ class Reading:
         Video codecs by preference among formats of one size.
     timeout
         Seconds of wall clock for each clip, all its requests and cutting included.
+    rate_limit
+        Videos an hour that each egress address may ask YouTube for, with a burst of one hour's
+        worth; None = no limit.
     retries
         How often a transient failure (reset, 5xx, short body) is tried again within `timeout`.
     ytdlp
@@ -34,6 +38,7 @@ class Reading:
     download_audio_rate: int = 44100
     codecs: tuple[str, ...] = ("avc1", "av01", "vp9")
     timeout: float = 60.0
+    rate_limit: float | None = 300.0
     retries: int = 2
     ytdlp: Mapping[str, Any] = field(default_factory=dict)
 
@@ -74,18 +79,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by their names."""
-        positive = {
+        processes = self.distribution.processes_count
+        positive: dict[str, Any] = {
             "reading.yt_args.download_size": self.reading.download_size,
             "reading.yt_args.download_audio_rate": self.reading.download_audio_rate,
             "reading.timeout": self.reading.timeout,
+            "reading.rate_limit": 1 if self.reading.rate_limit is None else self.reading.rate_limit,
             "storage.number_sample_per_shard": self.storage.number_sample_per_shard,
             "distribution.thread_count": self.distribution.thread_count,
             "distribution.subjob_size": self.distribution.subjob_size,
-            "distribution.processes_count": self.distribution.processes_count or 1,
+            "distribution.processes_count": 1 if processes is None else processes,
         }
         for name, value in positive.items():
-            if value <= 0:
-                raise UsageError(f"{name} must be greater than 0, not {value}")
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise UsageError(f"{name} must be a number greater than 0, not {value!r}")
         if self.reading.retries < 0:
             raise UsageError(f"reading.retries must not be negative: {self.reading.retries}")
 

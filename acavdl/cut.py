@@ -3,12 +3,13 @@
 ``low``: the copy begins on the keyframe at or before the requested start, so it plays everywhere
 without an edit list on the picture's side that hides frames; the true start is recorded. It ends
 with the first frame at or after the requested end up to which no frame is missing. Sound is cut on
-packet borders, with one packet of pre-roll for the decoder; an edit list (ISO/IEC 14496-12, 8.6.6)
+packet borders, with pre-roll for the decoder; an edit list (ISO/IEC 14496-12, 8.6.6)
 hides what comes before the first frame, so that both start together.
 """
 
 from __future__ import annotations
 
+import bisect
 import io
 import itertools
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,9 @@ from acavdl.errors import ClipError, Outcome
 from acavdl.models import Cut
 from acavdl.mp4 import earliest_presentation_time, has_edit_list
 
-#: Seconds read past the end, and frames read at the beginning, to see all that are shown before
-#: the last one or the first one decoded: H.264 reorders over 16 frames at most (its Annex A).
+#: Seconds read before the start and past the end, and frames read at the beginning, to see all that
+#: are shown before the last one or the first one decoded: H.264 reorders over 16 frames at most
+#: (its Annex A).
 _REORDER_SECONDS = 2
 _REORDER_FRAMES = 32
 #: Containers that are read, by ffmpeg's names. No playlists (HLS, ffconcat): what a site sends must
@@ -37,9 +39,10 @@ _HEAD_BYTES = 1 << 20
 _AUDIO_MARGIN = Fraction(1, 2)
 #: A clip may end this much (seconds) beyond its video: tables round times to whole seconds.
 END_TOLERANCE = 1.0
-#: Packets of sound kept before the first presented one: a decoder needs the one before (AAC's
-#: windows overlap by half; ISO/IEC 14496-3).
-_PREROLL_PACKETS = 1
+#: Seconds of sound that a decoder needs before it is right: Opus predicts from what came before
+#: (RFC 7845, 4.6). For others the packet before is enough (AAC's windows overlap by half; ISO/IEC
+#: 14496-3).
+_PREROLL = {"opus": Fraction(80, 1000)}
 
 
 def cut_low(files: Sequence[Path], start: float, end: float) -> Cut:
@@ -165,6 +168,8 @@ def _cut(picture: _Track, sound: _Track, start: Fraction, end: Fraction) -> Cut:
     if stop < end - Fraction(END_TOLERANCE) or stop <= start:
         raise ClipError(Outcome.CLIP_OUT_OF_RANGE, f"the picture ends at {float(stop):.3f} s")
     packets = _audio_packets(sound, first, stop)
+    # Before they are muxed: that moves their times.
+    silence = max(first, sound.seconds(packets[0].pts)) - first
     video, audio = picture.stream, sound.stream
     return Cut(
         data=_mux(picture, frames, sound, packets, first),
@@ -178,15 +183,16 @@ def _cut(picture: _Track, sound: _Track, start: Fraction, end: Fraction) -> Cut:
         audio_codec=audio.codec_context.name,
         sample_rate=audio.codec_context.sample_rate,
         channels=audio.codec_context.channels,
-        av_offset=float(max(first, sound.seconds(packets[0].pts)) - first),
+        av_offset=float(silence),
     )
 
 
 def _video_packets(track: _Track, start: Fraction, end: Fraction) -> list[Any]:
     """Return the packets of a closed run of frames, in decode order, that covers the span."""
     packets: list[Any] = []
-    for packet in track.packets_from(start):
-        # A demuxer may seek to an earlier keyframe than it could: the last one counts.
+    # Demuxers seek by the time of decoding: straight to the start, they would come to a keyframe
+    # that is decoded before it and shown after. The last one that is shown in time counts.
+    for packet in track.packets_from(start - _REORDER_SECONDS):
         if packet.is_keyframe and (not packets or track.seconds(packet.pts) <= start):
             packets = []
         if packets or packet.is_keyframe:
@@ -237,10 +243,11 @@ def _audio_packets(track: _Track, first: Fraction, stop: Fraction) -> list[Any]:
             lambda packet: packet.pts < end, track.packets_from(first - _AUDIO_MARGIN)
         )
     )
-    sounding = [i for i, packet in enumerate(packets) if packet.pts + packet.duration > begin]
-    if not sounding:
+    ends = [packet.pts + packet.duration for packet in packets]
+    if not ends or ends[-1] <= begin:
         raise ClipError(Outcome.NO_AUDIO, f"no sound between {float(first)} s and {float(stop)} s")
-    return packets[max(0, sounding[0] - _PREROLL_PACKETS) :]
+    preroll = track.ticks(_PREROLL.get(track.stream.codec_context.name, Fraction(0)))
+    return packets[max(0, bisect.bisect_right(ends, begin - preroll) - 1) :]
 
 
 def _mux(

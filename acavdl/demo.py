@@ -37,7 +37,11 @@ def run_demo(folder: str, progress: Mode) -> int:
         report = run(
             str(table),
             str(dataset),
-            config=Config(Reading(timeout=20.0), Storage(number_sample_per_shard=24)),
+            config=Config(
+                # The rate is for the site: the sandbox has none.
+                Reading(timeout=20.0, rate_limit=None),
+                Storage(number_sample_per_shard=24),
+            ),
             progress=progress,
         )
     code = tell(report)

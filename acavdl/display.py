@@ -49,7 +49,8 @@ class Display:
         self._snapshot = snapshot
         self._console = console or Console(stderr=True)
         self._mode = mode
-        if mode == "auto" and not self._console.is_terminal:
+        live = self._console.is_terminal and not self._console.is_dumb_terminal
+        if mode == "auto" and not live:
             self._mode = "plain"
         self._live: Live | None = None
         self._stop = threading.Event()
@@ -76,8 +77,9 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Show the last state and end."""
+        """End: the live picture makes room for the summary, and stays where there will be none."""
         if self._live is not None:
+            self._live.transient = error is None
             self._live.stop()
         if self._thread is not None:
             self._stop.set()
@@ -105,22 +107,24 @@ def render(snapshot: Snapshot) -> RenderableType:
     )
     rates = Text(
         f"{snapshot.videos_per_second_core:.2f} vid/s/core · {snapshot.attempts_per_second:.1f} "
-        f"clips/s · {snapshot.megabytes_per_second:.1f} MB/s · {snapshot.shards_done}/"
-        f"{snapshot.shards} shards · ETA {duration(snapshot.eta)}",
-        overflow="ellipsis",
-        no_wrap=True,
+        f"clips/s · {snapshot.megabytes_per_second:.1f} MB/s"
     )
-    return Group(bar, rates, outcomes(snapshot))
+    time = Text(
+        f"{snapshot.shards_done:,} / {snapshot.shards:,} shards · {duration(snapshot.seconds)} · "
+        f"ETA {duration(snapshot.eta)}"
+    )
+    return Group(bar, rates, time, outcomes(snapshot))
 
 
 def outcomes(snapshot: Snapshot) -> RenderableType:
     """Return clips by outcome, most frequent first; refused, dead and broken in colours apart."""
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", min_width=9, no_wrap=True)
     for name, count in sorted(snapshot.counts.items(), key=lambda item: (-item[1], item[0])):
         outcome = Outcome(name)
         style = "green" if outcome is Outcome.OK else _STYLES[outcome.scope]
         grid.add_row(
-            Text(f"{count:>9,}", style=style),
+            Text(f"{count:,}", style=style),
             Text(name, style=style),
             Text("" if outcome is Outcome.OK else f"retry {outcome.retry}", style="dim"),
         )

@@ -21,6 +21,8 @@ from acavdl.net import Budget, Network
 CHUNK_BYTES = 10 << 20
 _PIECE_BYTES = 1 << 18
 _MAX_REDIRECTS = 5
+#: Headers that are for the host alone that they were given for.
+_SECRETS = ("authorization", "cookie")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 
@@ -70,8 +72,14 @@ def _fetch_rest(
     while total is None or file.tell() < total:
         start = file.tell()
         stop = start + CHUNK_BYTES if total is None else min(start + CHUNK_BYTES, total)
-        answer, url = _open(network, url, {**headers, "Range": f"bytes={start}-{stop - 1}"})
+        wanted = {**headers, "Range": f"bytes={start}-{stop - 1}"}
+        answer, url = _open(network, url, stream.url, wanted)
         try:
+            if answer.status == 416 and start > 0 and total is None:
+                # The origin doesn't tell the size: this is how it says that there is no more.
+                return
+            if answer.status not in (200, 206):
+                raise _status_error(answer.status, answer.reason)
             _refuse_page(answer)
             if answer.status == 200:
                 # The origin ignores ranges: the answer is the whole file, from its beginning.
@@ -79,36 +87,40 @@ def _fetch_rest(
                 file.truncate()
                 _copy(answer, file, total)
                 return
-            found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-            if found is None or int(found[1]) != start:
-                raise _TransientError(Outcome.NETWORK, "the answer is not the range asked for")
-            if found[3] != "*":
-                total = int(found[3])
-            _copy(answer, file, int(found[2]) + 1 - start)
+            stop, told = _stop_and_total(answer, start)
+            total = total if told is None else told
+            _copy(answer, file, stop - start)
         finally:
             _finish(answer)
 
 
 def _open(
-    network: Network, url: str, headers: Mapping[str, str]
+    network: Network, url: str, home: str, headers: Mapping[str, str]
 ) -> tuple[urllib3.BaseHTTPResponse, str]:
-    """Send a request, follow redirects, and sort out statuses; return the answer and its URL."""
+    """Send a request and follow redirects; return the answer and its URL.
+
+    Credentials go to the host of `home` alone.
+    """
     for _ in range(_MAX_REDIRECTS + 1):
+        secrets = () if _origin(url) == _origin(home) else _SECRETS
+        sent = {name: value for name, value in headers.items() if name.lower() not in secrets}
         try:
-            answer = network.open("GET", url, {**headers, "Accept-Encoding": "identity"})
+            answer = network.open("GET", url, {**sent, "Accept-Encoding": "identity"})
         except urllib3.exceptions.HTTPError as error:
             raise _network_error(error) from error
-        if answer.status in (200, 206):
-            return answer, url
         location = answer.headers.get("Location")
+        if not (300 <= answer.status < 400 and location):
+            return answer, url
         _finish(answer)
-        if 300 <= answer.status < 400 and location:
-            url = urllib.parse.urljoin(url, location)
-            if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-                break
-            continue
-        raise _status_error(answer.status, answer.reason)
+        url = urllib.parse.urljoin(url, location)
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            break
     raise ClipError(Outcome.NETWORK, "redirected too often, or away from the web")
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def _status_error(status: int, reason: str | None) -> ClipError | _TransientError:
@@ -132,6 +144,16 @@ def _network_error(error: Exception) -> ClipError | _TransientError:
     return _TransientError(Outcome.TIMEOUT if timed_out else Outcome.NETWORK, text)
 
 
+def _stop_and_total(answer: urllib3.BaseHTTPResponse, start: int) -> tuple[int, int | None]:
+    """Return where a range ends and the file's size, if told (:rfc:`9110` section 14.4)."""
+    found = _CONTENT_RANGE.fullmatch(answer.headers.get("Content-Range", ""))
+    if found is not None and int(found[1]) == start <= int(found[2]):
+        stop, total = int(found[2]) + 1, None if found[3] == "*" else int(found[3])
+        if total is None or stop <= total:
+            return stop, total
+    raise _TransientError(Outcome.NETWORK, "the answer is not the range asked for")
+
+
 def _refuse_page(answer: urllib3.BaseHTTPResponse) -> None:
     """A page with status 200 in place of media is an answer, but not the file."""
     kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -142,7 +164,7 @@ def _refuse_page(answer: urllib3.BaseHTTPResponse) -> None:
 def _copy(answer: urllib3.BaseHTTPResponse, file: BinaryIO, expected: int | None) -> None:
     """Append the body to `file`; a body that is shorter than announced is transient."""
     budget = Budget.current()
-    received = 0
+    begin, received = file.tell(), 0
     for piece in _pieces(answer):
         # Outside the reading: a full disk is no failure of the network.
         file.write(piece)
@@ -150,8 +172,15 @@ def _copy(answer: urllib3.BaseHTTPResponse, file: BinaryIO, expected: int | None
         if budget is not None:
             budget.bytes_received += len(piece)
         if _budget_exceeded():
-            raise _TransientError(Outcome.TIMEOUT, f"{received} bytes read")
+            break
+    if _budget_exceeded():
+        # A body of unknown length that is cut off by the end of the time looks complete.
+        raise _TransientError(Outcome.TIMEOUT, f"{received} bytes read")
     if expected is not None and received != expected:
+        if received > expected:
+            # Nobody knows what the surplus is, or where: none of it is kept.
+            file.seek(begin)
+            file.truncate()
         raise _TransientError(Outcome.NETWORK, f"{received} of {expected} bytes came")
 
 
@@ -166,6 +195,8 @@ def _pieces(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
 def _finish(answer: urllib3.BaseHTTPResponse) -> None:
     """Give the connection back if the body was read to its end, else close it."""
     if answer.length_remaining == 0:
+        # Even an empty body has to be read: http.client takes no other request before.
+        answer.drain_conn()
         answer.release_conn()
     else:
         answer.close()

@@ -62,13 +62,16 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = orjson.loads(store.read(MANIFEST))
-    except orjson.JSONDecodeError as error:
-        raise StorageError(f"{store.path(MANIFEST)} is damaged: {error}") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise PlanMismatchError(
-            f"{store} was written in format {manifest.get('format_version')}; this is acavdl "
-            f"{acavdl.__version__} with format {FORMAT_VERSION}"
-        )
+        version = manifest["format_version"]
+        if version != FORMAT_VERSION:
+            raise PlanMismatchError(
+                f"{store} was written in format {version}; this is acavdl "
+                f"{acavdl.__version__} with format {FORMAT_VERSION}"
+            )
+        plan_of(manifest)
+        _made_with(manifest)
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise StorageError(f"{store.path(MANIFEST)} is damaged: {error!r}") from error
     return manifest
 
 
@@ -80,7 +83,7 @@ def check_manifest(store: Store, manifest: Mapping[str, Any], expected: Mapping[
     PlanMismatchError
         That names what differs, with both values.
     """
-    found = {**manifest["source"], **manifest["fingerprint"]}
+    found = _made_with(manifest)
     differing = [
         f"{name}: {found.get(name)!r} there, {value!r} now"
         for name, value in expected.items()
@@ -91,6 +94,10 @@ def check_manifest(store: Store, manifest: Mapping[str, Any], expected: Mapping[
             f"{store} holds another plan ({'; '.join(differing)}). Use the settings it was made "
             "with, or another output folder"
         )
+
+
+def _made_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {**manifest["source"], **manifest["fingerprint"]}
 
 
 def plan_of(manifest: Mapping[str, Any]) -> Plan:

@@ -81,6 +81,8 @@ _RULES: tuple[tuple[str, Outcome], ...] = (
     ("please report this issue", Outcome.EXTRACTOR_BROKEN),
     ("unsupported url", Outcome.BAD_INPUT),
     ("incomplete youtube id", Outcome.BAD_INPUT),
+    ("no suitable extractor found for url", Outcome.BAD_INPUT),
+    ("is not a valid url", Outcome.BAD_INPUT),
 )
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

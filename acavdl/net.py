@@ -3,7 +3,7 @@
 One :class:`Network` per process holds one TLS context and the kept-alive connections; the
 extractor's requests and our own go through it. A :class:`Budget` bounds a piece of work by the
 wall clock. Threads can't be killed, so when a budget is used up a watchdog shuts down the
-connections and kills the child processes of its thread; what blocks on them then returns.
+connections and kills the child processes begun in its scope; what blocks on them then returns.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import urllib3
 import urllib3.connection
 import urllib3.exceptions
 from urllib3.util import Timeout, make_headers
+from urllib3.util.ssltransport import SSLTransport
 
 from acavdl.errors import UsageError
 
@@ -71,6 +72,7 @@ class Budget:
         self._cancelled = False
         self._connections: set[_Watched] = set()
         self._thread_id: int | None = None
+        self._spared: frozenset[int] = frozenset()
         self._lock = threading.Lock()
 
     @classmethod
@@ -96,8 +98,13 @@ class Budget:
     def scope(self) -> Iterator[Budget]:
         """Make this the budget of the calling thread, and have the watchdog look after it."""
         outer = Budget.current()
+        if outer is not None:
+            self.deadline = min(self.deadline, outer.deadline)
         Budget._local.budget = self
-        self._thread_id = threading.get_native_id()
+        thread_id = threading.get_native_id()
+        with self._lock:
+            self._spared = _children_of_thread(thread_id)
+            self._thread_id = thread_id
         _watchdog.watch(self)
         try:
             yield self
@@ -109,67 +116,74 @@ class Budget:
                 self._connections.clear()
 
     def use(self, connection: _Watched) -> None:
-        """Charge one request on `connection`; raise if the time is up."""
+        """Have `connection` shut down when the time is up; raise if that is now."""
         if self.exceeded:
             raise BudgetExceededError("the time for this clip is used up")
-        self.requests += 1
         with self._lock:
             self._connections.add(connection)
 
     def cancel(self) -> None:
-        """End the work now."""
+        """End the work now, and what it may yet begin."""
         self._cancelled = True
         self.strike()
+        _watchdog.strike_from_now(self)
 
     def strike(self) -> None:
-        """Shut down the connections in use and kill the child processes of the thread."""
+        """Shut down the connections in use and kill what the thread started in the scope."""
         with self._lock:
             if self._thread_id is None:
                 return
             for connection in self._connections:
                 connection.shut_down(self)
-            for pid in _children_of_thread(self._thread_id):
+            for pid in _children_of_thread(self._thread_id) - self._spared:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
 
 
-def _children_of_thread(thread_id: int) -> list[int]:
+def _children_of_thread(thread_id: int) -> frozenset[int]:
     """Return the processes that a thread of this process started (Linux; elsewhere none)."""
     try:
         listing = Path(f"/proc/self/task/{thread_id}/children").read_text()
     except OSError:
-        return []
-    return [int(pid) for pid in listing.split()]
+        return frozenset()
+    return frozenset(int(pid) for pid in listing.split())
 
 
 class _Watchdog:
     """One daemon thread that strikes at budgets which are used up and still in scope."""
 
     def __init__(self) -> None:
-        self._active: dict[int, Budget] = {}
-        self._heap: list[tuple[float, int, int]] = []
+        self._active: set[Budget] = set()
+        self._heap: list[tuple[float, int, Budget]] = []
         self._order = itertools.count()
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def watch(self, budget: Budget) -> None:
         with self._wake:
-            self._active[id(budget)] = budget
-            heapq.heappush(self._heap, (budget.deadline, next(self._order), id(budget)))
+            self._active.add(budget)
+            self._push(0.0 if budget.exceeded else budget.deadline, budget)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                 self._thread.start()
-            self._wake.notify()
 
     def forget(self, budget: Budget) -> None:
         with self._wake:
-            self._active.pop(id(budget), None)
+            self._active.discard(budget)
+
+    def strike_from_now(self, budget: Budget) -> None:
+        with self._wake:
+            self._push(0.0, budget)
 
     def cancel_all(self) -> None:
         with self._wake:
-            budgets = list(self._active.values())
+            budgets = list(self._active)
         for budget in budgets:
             budget.cancel()
+
+    def _push(self, moment: float, budget: Budget) -> None:
+        heapq.heappush(self._heap, (moment, next(self._order), budget))
+        self._wake.notify()
 
     def _run(self) -> None:
         while True:
@@ -182,13 +196,12 @@ class _Watchdog:
             while True:
                 now = time.monotonic()
                 if self._heap and self._heap[0][0] <= now:
-                    _, _, key = heapq.heappop(self._heap)
-                    budget = self._active.get(key)
-                    if budget is None:
+                    _, _, budget = heapq.heappop(self._heap)
+                    if budget not in self._active:
                         continue
-                    again = now + _STRIKE_INTERVAL if budget.exceeded else budget.deadline
-                    heapq.heappush(self._heap, (again, next(self._order), key))
-                    if budget.exceeded:
+                    exceeded = budget.exceeded
+                    self._push(now + _STRIKE_INTERVAL if exceeded else budget.deadline, budget)
+                    if exceeded:
                         return budget
                 else:
                     self._wake.wait(self._heap[0][0] - now if self._heap else None)
@@ -206,25 +219,51 @@ class _Watched(urllib3.connection.HTTPConnection):
     """A connection that knows the budget it is used under."""
 
     _budget: Budget | None = None
+    #: What a strike shuts down. Not `sock`, which http.client forgets as soon as it knows that an
+    #: answer is the connection's last, though the body is yet to be read.
+    _line: socket.socket | None = None
 
     def connect(self) -> None:
-        self._budget = Budget.current()
-        super().connect()
+        self._join_budget()
+        try:
+            super().connect()
+        finally:
+            opening, self._line = self._line, _plain_socket(self.sock)
+            if opening is not None:
+                opening.close()
+
+    def _new_conn(self) -> socket.socket:
+        sock = super()._new_conn()
+        # A TLS handshake takes the descriptor away from `sock`: a second one can be shut down.
+        self._line = sock.dup()
+        return sock
 
     def request(self, *args: Any, **kwargs: Any) -> None:
-        self._budget = Budget.current()
-        if self._budget is not None:
-            self._budget.use(self)
+        budget = self._join_budget()
+        if budget is not None:
+            budget.requests += 1
         super().request(*args, **kwargs)
 
     def shut_down(self, budget: Budget) -> None:
         """End what blocks on this connection, if it still works for `budget`."""
-        sock = self.sock
-        if self._budget is budget and sock is not None:
+        line = self._line
+        if self._budget is budget and line is not None:
             # The base class's method: SSLSocket.shutdown would pull the TLS object from under
             # the thread that reads from it.
             with contextlib.suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                socket.socket.shutdown(line, socket.SHUT_RDWR)
+
+    def _join_budget(self) -> Budget | None:
+        self._budget = Budget.current()
+        if self._budget is not None:
+            self._budget.use(self)
+        return self._budget
+
+
+def _plain_socket(sock: Any) -> socket.socket | None:
+    """Return the socket below `sock` (TLS inside the TLS of a proxy is no socket itself)."""
+    plain: socket.socket | None = sock.socket if isinstance(sock, SSLTransport) else sock
+    return plain
 
 
 class _HTTPSConnection(_Watched, urllib3.connection.HTTPSConnection):
@@ -301,19 +340,21 @@ class Network:
         self._proxy = proxy
         self._managers: dict[str | None, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
-        for url in {proxy, *(self._environment.get(key) for key in ("http", "https", "all"))}:
-            if url:
-                self._manager(url)
+        for scheme in ("http", "https"):
+            # A proxy that can't be used is told at once, not by each clip.
+            self._manager(self._proxy_of(scheme))
 
     def proxy_for(self, url: str) -> str | None:
         """Return the proxy that a request for `url` takes; None = a direct connection."""
+        parts = urllib.parse.urlsplit(url)
+        if self._proxy is None and _bypassed(parts.hostname or "", self._environment):
+            return None
+        return self._proxy_of(parts.scheme)
+
+    def _proxy_of(self, scheme: str) -> str | None:
         if self._proxy is not None:
             return self._proxy or None
-        parts = urllib.parse.urlsplit(url)
-        proxy = self._environment.get(parts.scheme) or self._environment.get("all")
-        if proxy and _bypassed(parts.hostname or "", self._environment):
-            return None
-        return proxy
+        return self._environment.get(scheme) or self._environment.get("all")
 
     def open(
         self,
@@ -337,9 +378,9 @@ class Network:
         """
         budget = Budget.current()
         if budget is not None:
-            if budget.exceeded:
-                raise BudgetExceededError("the time for this clip is used up")
             timeout = min(timeout, budget.remaining)
+            if timeout <= 0:
+                raise BudgetExceededError("the time for this clip is used up")
         return self._manager(self.proxy_for(url)).urlopen(
             method,
             url,
@@ -374,13 +415,7 @@ def _pool_manager(proxy: str | None, context: ssl.SSLContext) -> urllib3.PoolMan
     if proxy is None:
         manager = urllib3.PoolManager(**options)
     else:
-        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            # The URL may hold a password: name its scheme alone.
-            raise UsageError(
-                f"a proxy of the kind {parts.scheme!r} is not supported: give an http:// or "
-                "https:// proxy in HTTPS_PROXY"
-            )
+        parts = _proxy_parts(proxy if "://" in proxy else f"http://{proxy}")
         credentials = None
         if parts.username is not None:
             user = urllib.parse.unquote(parts.username)
@@ -393,6 +428,25 @@ def _pool_manager(proxy: str | None, context: ssl.SSLContext) -> urllib3.PoolMan
         )
     manager.pool_classes_by_scheme = dict(_POOL_CLASSES)
     return manager
+
+
+def _proxy_parts(proxy: str) -> urllib.parse.SplitResult:
+    """Return the parts of a proxy's URL; it may hold a password, so an error hides the rest."""
+    scheme = proxy.partition("://")[0]
+    if scheme not in ("http", "https"):
+        raise UsageError(
+            f"a proxy of the kind {scheme!r} is not supported: give an http:// or https:// proxy "
+            "in HTTPS_PROXY"
+        )
+    with contextlib.suppress(ValueError):
+        parts = urllib.parse.urlsplit(proxy)
+        # Reading the port is what checks it.
+        if parts.hostname and parts.port != 0:
+            return parts
+    raise UsageError(
+        f"the URL of the proxy can't be read: write {scheme}://user:password@host:port, special "
+        "characters of user and password as %XX"
+    )
 
 
 def _bypassed(host: str, proxies: Mapping[str, str]) -> bool:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from acavdl.errors import Outcome
@@ -27,6 +27,11 @@ class ShardProgress:
     host: str
     counts: Mapping[str, int]
     bytes_fetched: int
+
+    @property
+    def clips(self) -> int:
+        """Clips finished, one way or the other."""
+        return sum(self.counts.values())
 
     def as_message(self) -> dict[str, Any]:
         """Return the plain values that travel through Dask."""
@@ -107,11 +112,20 @@ class RollUp:
             self._shards_done.add(shard)
 
     def update(self, progress: ShardProgress, *, finished: bool = False) -> None:
-        """Take the newest word of a shard of this run; the last one comes with its report."""
+        """Take a word of a shard of this run; the last one comes with its report.
+
+        Words may come late, twice or out of order, and a task that Dask runs again begins anew: the
+        one that tells of most clips counts.
+        """
         with self._lock:
             if progress.shard in self._shards_done:
                 return
-            self._now[progress.shard] = progress
+            known = self._now.get(progress.shard)
+            if known and not finished and progress.clips < known.clips:
+                return
+            # A task that finds the shard published by a copy of itself has fetched nothing.
+            fetched = max(progress.bytes_fetched, known.bytes_fetched if known else 0)
+            self._now[progress.shard] = replace(progress, bytes_fetched=fetched)
             if finished:
                 self._shards_done.add(progress.shard)
 

@@ -99,7 +99,7 @@ class Resolver:
         ClipError
             With the outcome that the site's answer stands for, and its words.
         """
-        extractor = self._extractor(youtube=_is_youtube(url))
+        extractor = self._extractor(youtube=is_youtube(url))
         info = extractor.extract(url)
         _refuse_partial(extractor.warnings)
         live_status = info.get("live_status")
@@ -243,9 +243,11 @@ class _NetworkRH(RequestHandler):  # type: ignore[misc]
             target = urllib.parse.urljoin(url, location)
             self._check_url_scheme(Request(target))
             if answer.status == 303 or (answer.status in (301, 302) and method == "POST"):
-                method, body = "GET", None
-            if urllib.parse.urlsplit(target).netloc != urllib.parse.urlsplit(url).netloc:
-                headers = {k: v for k, v in headers.items() if k.lower() != "authorization"}
+                method, body = "HEAD" if method == "HEAD" else "GET", None
+            if urllib.parse.urlsplit(target)[:2] != urllib.parse.urlsplit(url)[:2]:
+                # The jar knows which cookies are for the other host.
+                secrets = ("authorization", "cookie")
+                headers = {k: v for k, v in headers.items() if k.lower() not in secrets}
             url = target
         response = _Body(answer, url)
         if not 200 <= response.status < 300:
@@ -340,8 +342,12 @@ def _distinct(warnings: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text for text in warnings if "JavaScript runtime" not in text))
 
 
-def _is_youtube(url: str) -> bool:
-    host = (urllib.parse.urlsplit(url).hostname or "").lower()
+def is_youtube(url: str) -> bool:
+    """Whether `url` is on YouTube's hosts."""
+    try:
+        host = urllib.parse.urlsplit(url).hostname or ""
+    except ValueError as error:
+        raise ClipError(Outcome.BAD_INPUT, f"{url} is no URL: {error}") from error
     return host in ("youtu.be", "youtube.com") or host.endswith(".youtube.com")
 
 
@@ -402,7 +408,8 @@ def choose_formats(
 
 
 def _has(entry: Mapping[str, Any], codec: str) -> bool:
-    return entry.get(codec, "none") not in ("none", None)
+    """Whether there is a track: yt-dlp says "none" where there is not, nothing if unknown."""
+    return bool(entry.get(codec) != "none")
 
 
 def _names(formats: Sequence[Mapping[str, Any]]) -> str:
@@ -412,7 +419,7 @@ def _names(formats: Sequence[Mapping[str, Any]]) -> str:
 def _picture_rank(entry: Mapping[str, Any], size: int, codecs: Sequence[str]) -> tuple[Any, ...]:
     sides = [side for side in (entry.get("width"), entry.get("height")) if side]
     shorter = min(sides, default=0)
-    codec = str(entry["vcodec"])
+    codec = str(entry.get("vcodec"))
     preference = next((i for i, name in enumerate(codecs) if codec.startswith(name)), len(codecs))
     return (
         shorter < size,
@@ -432,9 +439,11 @@ def _sound_rank(entry: Mapping[str, Any], audio_rate: int) -> tuple[Any, ...]:
         drc,
         rate < audio_rate,
         rate if rate >= audio_rate else -rate,
-        not str(entry["acodec"]).startswith("mp4a"),
+        not str(entry.get("acodec")).startswith("mp4a"),
         entry.get("tbr") or 0,
         str(entry.get("format_id")),
+        # The dubs of one video have one format_id.
+        str(entry.get("language")),
     )
 
 
@@ -443,8 +452,8 @@ def _stream(entry: Mapping[str, Any]) -> Stream:
         format_id=str(entry.get("format_id")),
         url=str(entry["url"]),
         container=str(entry.get("ext") or ""),
-        video_codec=entry["vcodec"] if _has(entry, "vcodec") else None,
-        audio_codec=entry["acodec"] if _has(entry, "acodec") else None,
+        video_codec=entry.get("vcodec") if _has(entry, "vcodec") else None,
+        audio_codec=entry.get("acodec") if _has(entry, "acodec") else None,
         width=entry.get("width"),
         height=entry.get("height"),
         fps=_number(entry.get("fps")),
@@ -455,11 +464,12 @@ def _stream(entry: Mapping[str, Any]) -> Stream:
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
+    number: float | None = _typed(value, float)
+    return number
 
 
 def typed_info(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the documented fields of yt-dlp's info, typed, None where absent."""
+    """Return the documented fields of yt-dlp's info, typed, None where absent or unreadable."""
     return {name: _typed(info.get(name), kind) for name, kind in INFO_FIELDS}
 
 
@@ -467,5 +477,9 @@ def _typed(value: Any, kind: type) -> Any:
     if value is None:
         return None
     if kind is list:
-        return [str(item) for item in value]
-    return kind(value)
+        return [str(item) for item in value] if isinstance(value, list | tuple) else None
+    # Extractors of other sites pass on what they found.
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -18,6 +18,7 @@ from acavdl.cluster import local_client, process_count
 from acavdl.config import Config
 from acavdl.display import Display, Mode, say, summary
 from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
+from acavdl.governor import install
 from acavdl.ledger import check_manifest, plan_of, published, read_manifest, write_manifest
 from acavdl.models import ShardReport
 from acavdl.net import Network
@@ -25,7 +26,7 @@ from acavdl.plan import SCHEMA, Plan, number_clips, read_shard, write_plan
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.storage import Store
-from acavdl.tables import Rejected, read_table
+from acavdl.tables import Rejected, read_table, table_digest
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ def run(
         failed: dict[int, str] = {}
         if missing and client is not None:
             job = Job(str(store), config, captions=caption_col is not None, tmp_dir=tmp_dir)
+            install(client, config.reading.rate_limit)
             failed = _work_off(client, missing, job, roll_up)
     return RunReport(str(store), roll_up.snapshot(), failed, rejected, resumed)
 
@@ -165,7 +167,7 @@ def prepare(
     AcavdlError
         For a table that can't be used, or a folder that holds something else.
     """
-    source = {"url_list": url_list, **columns}
+    source = {"table_sha256": table_digest(url_list), **columns}
     store.create()
     store.sweep()
     manifest = read_manifest(store)
@@ -175,7 +177,7 @@ def prepare(
     table = read_table(url_list, **columns)
     numbered = number_clips(table.clips, config.storage.number_sample_per_shard)
     plan = write_plan(store, numbered)
-    write_manifest(store, plan, source, config)
+    write_manifest(store, plan, {"url_list": url_list, **source}, config)
     return plan, table.rejected, False
 
 
@@ -205,8 +207,8 @@ def _work_off(client: Client, shards: Sequence[int], job: Job, roll_up: RollUp) 
                 if future.status == "finished":
                     _take(report_of(future.result()), roll_up)
                 else:
-                    error = future.exception() if future.status == "error" else future.status
-                    failed[shard] = f"{type(error).__name__}: {error}"
+                    error = future.exception() if future.status == "error" else None
+                    failed[shard] = f"{type(error).__name__}: {error}" if error else future.status
                     logger.error("shard %05d failed: %s", shard, failed[shard])
                 future.release()
     return failed

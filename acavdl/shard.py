@@ -26,12 +26,13 @@ from acavdl.config import Config, Reading
 from acavdl.cut import cut_low
 from acavdl.errors import ClipError, Outcome, Retry, Stage
 from acavdl.fetch import fetch_file
+from acavdl.governor import wait_for_lease
 from acavdl.ledger import Published, published, shard_name
 from acavdl.models import Clip, ClipResult, ShardReport, Source
 from acavdl.net import Budget, Network, cancel_all
 from acavdl.plan import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
-from acavdl.resolve import EXTRACTOR_VERSION, Resolver
+from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube
 from acavdl.storage import Store
 from acavdl.writer import Finished, SampleWriter, parquet_table, row_of
 
@@ -111,8 +112,10 @@ def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
 
     Raises
     ------
+    StorageError
+        If the store can't be written.
     OSError
-        If the store or the disk can't be written.
+        If the local disk can't be.
     """
     return _as_row(make_shard(clips_of(frame), job))
 
@@ -230,6 +233,9 @@ class _Maker:
     def __init__(self, job: Job) -> None:
         self._reading: Reading = job.config.reading
         self._threads = job.config.distribution.thread_count
+        # Known to the task's own thread alone.
+        self._worker = None if self._reading.rate_limit is None else get_worker()
+        self._egress = socket.gethostname()
         self._network = Network(self._reading.ytdlp.get("proxy"))
         self._resolver = Resolver(self._network, self._reading)
         self._folder = tempfile.TemporaryDirectory(prefix="acavdl-", dir=job.tmp_dir)
@@ -254,6 +260,8 @@ class _Maker:
 
     def _video(self, clips: list[Clip]) -> list[ClipResult]:
         """Return the results of the clips of one video."""
+        if self._worker is not None and is_youtube(clips[0].url):
+            wait_for_lease(self._worker, self._egress, _stopping)
         budget = Budget(self._reading.timeout * len(clips))
         with budget.scope(), tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
             results = self._attempt(clips, budget, Path(folder))

@@ -19,6 +19,7 @@ from types import TracebackType
 
 import fsspec.core
 import fsspec.implementations.local
+import psutil
 
 from acavdl.errors import StorageError, UsageError
 
@@ -43,7 +44,7 @@ class Store:
     def __init__(self, url: str) -> None:
         try:
             filesystem, path = fsspec.core.url_to_fs(str(url))
-        except (ValueError, ImportError) as error:
+        except (ValueError, ImportError, OSError) as error:
             raise UsageError(f"output folder {url}: {error}") from error
         if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
             raise UsageError(f"output folder {url}: only local and shared file systems so far")
@@ -54,24 +55,36 @@ class Store:
         return str(self.root)
 
     def create(self) -> None:
-        """Make the folder, and see that it can be written."""
+        """Make the folder, and see that it can be written.
+
+        Raises
+        ------
+        UsageError
+            If it can't.
+        """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
             with self.stage("probe"):
                 pass
-        except OSError as error:
-            raise UsageError(f"cannot write to {self.root}: {error.strerror}") from error
+        except StorageError as error:
+            raise UsageError(str(error)) from error
 
     def path(self, name: str) -> str:
         """Return what other readers (pyarrow, webdataset) open `name` by."""
         return str(self.root / name)
 
     def size(self, name: str) -> int | None:
-        """Return the size of a file in bytes; None if it is not there."""
-        try:
-            return (self.root / name).stat().st_size
-        except FileNotFoundError:
-            return None
+        """Return the size of a file in bytes; None if it is not there.
+
+        Raises
+        ------
+        StorageError
+            If the file system doesn't tell.
+        """
+        with _told("read", self.root / name):
+            try:
+                return (self.root / name).stat().st_size
+            except FileNotFoundError:
+                return None
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names of the files in a folder, sorted; none if it is not there."""
@@ -88,24 +101,36 @@ class Store:
         StorageError
             If it can't be read.
         """
-        try:
+        with _told("read", self.root / name):
             return (self.root / name).read_bytes()
-        except OSError as error:
-            raise StorageError(f"cannot read {self.root / name}: {error.strerror}") from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Publish a small file in one step."""
+        """Publish a small file in one step.
+
+        Raises
+        ------
+        StorageError
+            If it can't be written.
+        """
         with self.stage(name) as staged:
             staged.write(data)
             staged.commit()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[Staged]:
-        """Open a file that appears under `name` when it is committed, and else never."""
+        """Open a file that appears under `name` when it is committed, and else never.
+
+        Raises
+        ------
+        StorageError
+            If it can't be opened, written or committed.
+        """
         target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         unique = f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        with Staged(target, target.with_name(f".{target.name}.{unique}.tmp")) as staged:
+        with _told("write to", target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            opened = Staged(target, target.with_name(f".{target.name}.{unique}.tmp"))
+        with opened as staged:
             yield staged
 
     def sweep(self) -> list[str]:
@@ -151,7 +176,8 @@ class Staged(io.RawIOBase):
         """Append `data`."""
         self._sha256.update(data)
         self.size += len(data)
-        return self._file.write(data)
+        with _told("write", self.target):
+            return self._file.write(data)
 
     def tell(self) -> int:
         """Return the bytes written so far."""
@@ -159,10 +185,11 @@ class Staged(io.RawIOBase):
 
     def commit(self) -> None:
         """Put the file in its place: flushed to the disk, then renamed (also over an older one)."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self.target)
+        with _told("write", self.target):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._temporary.replace(self.target)
         _sync_folder(self.target.parent)
         self._committed = True
 
@@ -173,10 +200,22 @@ class Staged(io.RawIOBase):
         trace: TracebackType | None,
     ) -> None:
         """Discard the file unless it was committed."""
-        self._file.close()
         if not self._committed:
-            self._temporary.unlink(missing_ok=True)
+            # On a full disk closing fails as well: it must neither keep the file nor hide why.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._temporary.unlink(missing_ok=True)
         super().__exit__(kind, error, trace)
+
+
+@contextlib.contextmanager
+def _told(action: str, path: Path) -> Iterator[None]:
+    """Turn errors of the file system into ours, with what was tried and on what."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot {action} {path}: {error.strerror or error}") from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -194,10 +233,8 @@ def _host() -> str:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but was not fetched by its parent does not."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True

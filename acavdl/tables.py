@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import math
 import re
 import urllib.parse
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -25,6 +27,7 @@ _PATH_ID = re.compile(r"/(?:shorts|embed|live|v)/([A-Za-z0-9_-]{11})(?:[/?#]|$)"
 _YOUTUBE_HOSTS = ("youtube.com", "youtube-nocookie.com")
 #: 9 digits of milliseconds: what a key has room for (11.5 days).
 _MAX_MS = 999_999_999
+_CSV_SAMPLE = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,21 @@ class _BadRowError(ValueError):
     """Why a row is rejected."""
 
 
+def table_digest(url_list: str) -> str:
+    """Return the sha256 of a table's bytes: the same table may lie under another path.
+
+    Raises
+    ------
+    UsageError
+        If it is not a file that can be read.
+    """
+    try:
+        with Path(url_list).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{url_list} is not a file that can be read: {error.strerror}") from error
+
+
 def read_table(
     url_list: str,
     *,
@@ -103,7 +121,7 @@ def read_table(
         columns = find_columns(list(raw.columns), url_col, clip_col, caption_col, url_list)
         frame: pd.DataFrame = raw[columns.names].compute(scheduler="threads")
     except (ValueError, OSError, pa.ArrowException) as error:
-        raise UsageError(f"cannot read {url_list}: {error}") from error
+        raise UsageError(f"cannot read {url_list}: {_cause(error)}") from error
     table = clean(frame, columns)
     if table.clips.empty:
         first = f": {table.rejected[0].reason} in row 1" if table.rejected else ""
@@ -114,11 +132,25 @@ def read_table(
 def _read(url_list: str) -> Any:
     suffix = Path(url_list).suffix.lower()
     if suffix == ".csv":
-        # As text, all of it: an id of eleven digits is no number, and "NA" no missing value.
-        return dd.read_csv(url_list, dtype=str, keep_default_na=False, blocksize=None)
+        # As text, all of it: an id of eleven digits is no number, and "NA" no missing value. The
+        # sample, which Dask finds the columns in, must hold the longest quoted text that begins it.
+        frame = dd.read_csv(
+            url_list, dtype=str, keep_default_na=False, blocksize=None, sample=_CSV_SAMPLE
+        )
+        if frame.index.dtype != "int64":
+            # pandas would take the first fields for an index, and shift the others.
+            raise UsageError(f"{url_list}: the first row has more fields than the header")
+        return frame
     if suffix == ".parquet":
-        return dd.read_parquet(url_list)
+        return dd.read_parquet(url_list, filesystem="arrow")
     raise UsageError(f"{url_list}: a table is a .csv or .parquet file")
+
+
+def _cause(error: BaseException) -> str:
+    """Return in one line what began it: Dask wraps the errors of pandas and pyarrow."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 def find_columns(
@@ -163,9 +195,12 @@ def _first(wanted: Sequence[str], names: Sequence[str]) -> str | None:
 
 
 def clean(frame: pd.DataFrame, columns: Columns) -> Table:
-    """Return one row per clip of `frame`, and what had to be rejected."""
+    """Return one row per clip of `frame`, and what had to be rejected.
+
+    A row is used as a whole or rejected as a whole: one bad pair in its list rejects it.
+    """
     videos = frame[columns.video].tolist()
-    captions = frame[columns.caption].tolist() if columns.caption else [None] * len(videos)
+    captions = _texts(frame[columns.caption]) if columns.caption else [None] * len(videos)
     spans: Callable[[int], Iterator[tuple[Any, Any]]]
     if columns.clips is not None:
         lists = frame[columns.clips].tolist()
@@ -183,24 +218,24 @@ def clean(frame: pd.DataFrame, columns: Columns) -> Table:
     for i, video in enumerate(videos):
         try:
             video_id, url = parse_video(video)
-            caption = None if captions[i] is None else str(captions[i])
-            for start, end in spans(i):
-                start_ms, end_ms = parse_span(start, end)
-                rows.append((video_id, url, start_ms, end_ms, caption))
+            times = [parse_span(start, end) for start, end in spans(i)]
         except _BadRowError as error:
             values = ", ".join(repr(frame[name].iloc[i]) for name in columns.names)
             rejected.append(Rejected(i + 1, str(error), values[:200]))
-    clips = pd.DataFrame(rows, columns=["video_id", "url", "start_ms", "end_ms", "caption"])
-    clips = clips.astype(
-        {
-            "video_id": object,
-            "url": object,
-            "start_ms": "int64",
-            "end_ms": "int64",
-            "caption": object,
-        }
-    )
+        else:
+            rows += [(video_id, url, start, end, captions[i]) for start, end in times]
+    clips = pd.DataFrame(
+        rows, columns=["video_id", "url", "start_ms", "end_ms", "caption"], dtype=object
+    ).astype({"start_ms": "int64", "end_ms": "int64"})
     return Table(clips, tuple(rejected), columns.caption is not None)
+
+
+def _texts(column: pd.Series) -> list[str | None]:
+    """Return a column as text, and None where the table has nothing."""
+    return [
+        None if missing else str(value)
+        for value, missing in zip(column.tolist(), column.isna().tolist(), strict=True)
+    ]
 
 
 def parse_video(value: Any) -> tuple[str, str]:
@@ -212,10 +247,27 @@ def parse_video(value: Any) -> tuple[str, str]:
     video_id = text if is_youtube_id(text) else _id_in_link(text)
     if video_id is not None:
         return video_id, f"https://www.youtube.com/watch?v={video_id}"
-    parts = urllib.parse.urlsplit(text)
-    if parts.scheme in ("http", "https") and parts.hostname and not _on_youtube(parts.hostname):
+    if _is_foreign_link(text):
         return name_of("", text), text
     raise _BadRowError("neither a video id (11 characters) nor a link to a video")
+
+
+def _split(text: str) -> urllib.parse.SplitResult | None:
+    try:
+        return urllib.parse.urlsplit(text)
+    except ValueError:
+        return None
+
+
+def _is_foreign_link(text: str) -> bool:
+    parts = _split(text)
+    return (
+        parts is not None
+        and parts.scheme in ("http", "https")
+        and bool(parts.hostname)
+        and not _on_youtube(parts.hostname or "")
+        and text.isprintable()
+    )
 
 
 def _on_youtube(host: str) -> bool:
@@ -225,11 +277,12 @@ def _on_youtube(host: str) -> bool:
 
 
 def _id_in_link(text: str) -> str | None:
-    try:
-        parts = urllib.parse.urlsplit(text if "://" in text else f"https://{text}")
-        host = (parts.hostname or "").lower()
-    except ValueError:
+    parts = _split(text)
+    if parts is not None and not parts.netloc:
+        parts = _split(f"https://{text}")
+    if parts is None:
         return None
+    host = parts.hostname or ""
     if host == "youtu.be":
         found = parts.path.lstrip("/").split("/")[0]
     elif _on_youtube(host):
@@ -254,12 +307,12 @@ def parse_span(start: Any, end: Any) -> tuple[int, int]:
 
 def _milliseconds(value: Any) -> int:
     try:
-        seconds = float(value)
-    except (TypeError, ValueError):
+        milliseconds = float(value) * 1000
+    except (TypeError, ValueError, OverflowError):
         raise _BadRowError("a time is not a number of seconds") from None
-    if not math.isfinite(seconds):
+    if not math.isfinite(milliseconds):
         raise _BadRowError("a time is not a number of seconds")
-    return round(seconds * 1000)
+    return round(milliseconds)
 
 
 def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -267,12 +320,11 @@ def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise _BadRowError("clips is not a list of [start, end] pairs") from None
-    try:
-        items = [list(item) if hasattr(item, "__len__") else item for item in value]
-    except TypeError:
-        raise _BadRowError("clips is not a list of [start, end] pairs") from None
+    items = _listed(value)
+    if not isinstance(items, list):
+        raise _BadRowError("clips is not a list of [start, end] pairs")
     if len(items) == 2 and not any(isinstance(item, list) for item in items):
         items = [items]
     if not items:
@@ -281,3 +333,10 @@ def _pairs(value: Any) -> Iterator[tuple[Any, Any]]:
         if not isinstance(item, list) or len(item) != 2:
             raise _BadRowError("clips is not a list of [start, end] pairs")
         yield item[0], item[1]
+
+
+def _listed(value: Any) -> Any:
+    """Return arrays, tuples and lists as lists, to any depth; the rest (text, sets) as it is."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return [_listed(item) for item in value] if isinstance(value, list | tuple) else value

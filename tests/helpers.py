@@ -12,7 +12,7 @@ from acavdl.config import Config, Distribution, Reading, Storage
 TIMEOUT = 8.0
 
 QUICK = Config(
-    Reading(timeout=TIMEOUT, retries=1),
+    Reading(timeout=TIMEOUT, retries=1, rate_limit=None),
     Storage(number_sample_per_shard=40),
     Distribution(processes_count=2, thread_count=16),
 )

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from helpers import write_csv
 
 import acavdl
 from acavdl.sandbox import Sandbox, video_id
-from helpers import write_csv
 
 ACAVDL = [sys.executable, "-m", "acavdl"]
 #: Shards of a test's dataset, and clips in each.
@@ -146,12 +146,12 @@ def started(arguments: list[str], site: Sandbox) -> Iterator[subprocess.Popen[st
         arguments, env={**os.environ, **site.environ()}, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
-    try:
-        with process:
+    with process:
+        try:
             yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(condition: object, seconds: float = 30.0) -> None:
@@ -188,7 +188,8 @@ def go_on(folder: Path, site: Sandbox, expected: dict[str, bytes]) -> None:
     assert tars(folder / "out") == expected
     for name, modified in kept.items():
         assert (folder / "out" / name).stat().st_mtime_ns == modified
-    assert [name for name in leftovers(folder) if not name.startswith("acavdl-")] == []
+    left = [name for name in leftovers(folder) if not name.startswith("acavdl-")]
+    assert left == [], subprocess.getoutput("ps -eo pid,ppid,pgid,stat,args")
 
 
 def test_ctrl_c_ends_within_seconds_and_the_run_goes_on_later(
@@ -235,9 +236,7 @@ def test_kill_9_of_a_worker_costs_its_shard_alone(
     with started(command(tmp_path, "out"), slow) as process:
         wait_for(lambda: published(tmp_path / "out") >= 1)
         workers = [
-            found
-            for found in group_of(process.pid)
-            if "spawn_main" in " ".join(found.cmdline())
+            found for found in group_of(process.pid) if "spawn_main" in " ".join(found.cmdline())
         ]
         workers[0].kill()
         assert process.wait(60) == 0
@@ -245,8 +244,8 @@ def test_kill_9_of_a_worker_costs_its_shard_alone(
 
 
 def test_another_plan_in_the_folder(slow: Sandbox, tmp_path: Path) -> None:
-    with started(command(tmp_path, "out"), slow) as process:
-        wait_for(lambda: (tmp_path / "out/_acavdl/run.json").exists())
+    with started(command(tmp_path, "out"), slow):
+        wait_for((tmp_path / "out/_acavdl/run.json").exists)
     done = call(*command(tmp_path, "out", "--download-size", "240")[3:])
     assert_one_line(done, 3, "download_size", "360", "240")
 

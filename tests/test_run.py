@@ -1,0 +1,159 @@
+"""The driver: plan, resume, failing shards, a client of the user's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from distributed import Client, LocalCluster
+from helpers import write_csv
+
+from acavdl import run as driver
+from acavdl.config import Config, Distribution, Reading, Storage
+from acavdl.errors import PlanMismatchError
+from acavdl.sandbox import Fault, Sandbox, video_id
+
+CONFIG = Config(
+    Reading(timeout=8.0),
+    Storage(number_sample_per_shard=3),
+    Distribution(processes_count=1, thread_count=4, subjob_size=2),
+)
+
+
+def table(folder: Path, videos: int = 9) -> Path:
+    rows = [(video_id(i, master="m60"), 0.5, 4.5) for i in range(videos)]
+    return write_csv(folder / "clips.csv", rows)
+
+
+def test_shards_are_submitted_in_batches_and_all_made(online: Sandbox, tmp_path: Path) -> None:
+    report = driver.run(
+        str(table(tmp_path)), str(tmp_path / "out"), config=CONFIG, progress="quiet"
+    )
+    assert dict(report.snapshot.counts) == {"ok": 9}
+    assert (report.snapshot.shards_done, report.snapshot.shards) == (3, 3)
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 3
+
+
+def test_shard_that_cannot_be_written_fails_alone(
+    online: Sandbox,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "out/00001.tar").mkdir(parents=True)
+    with caplog.at_level(logging.ERROR):
+        report = driver.run(
+            str(table(tmp_path)), str(tmp_path / "out"), config=CONFIG, progress="quiet"
+        )
+    assert list(report.failed_shards) == [1]
+    assert "00001.tar" in report.failed_shards[1]
+    assert report.snapshot.shards_done == 2
+    assert dict(report.snapshot.counts) == {"ok": 6}
+    assert driver.tell(report) == 1
+    assert "shard 00001 failed" in capsys.readouterr().err
+    (tmp_path / "out/00001.tar").rmdir()
+    again = driver.run(str(table(tmp_path)), str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    assert again.failed_shards == {}
+    assert dict(again.snapshot.counts) == {"ok": 9}
+
+
+def test_any_dask_client_will_do(online: Sandbox, tmp_path: Path) -> None:
+    """As in a notebook: a client that was there before, workers in this process."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        report = driver.run(
+            str(table(tmp_path, 4)), str(tmp_path / "out"), config=CONFIG, client=client,
+            progress="quiet",
+        )  # fmt: skip
+        assert client.status == "running"
+    assert dict(report.snapshot.counts) == {"ok": 4}
+
+
+def test_settings_that_do_not_change_the_bytes_may_differ(online: Sandbox, tmp_path: Path) -> None:
+    source = str(table(tmp_path, 4))
+    driver.run(source, str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    other = Config(Reading(timeout=30.0), CONFIG.storage, Distribution(thread_count=1))
+    assert driver.run(source, str(tmp_path / "out"), config=other, progress="quiet").resumed
+    wider = Config(CONFIG.reading, Storage(number_sample_per_shard=4), CONFIG.distribution)
+    with pytest.raises(PlanMismatchError, match="number_sample_per_shard: 3 there, 4 now"):
+        driver.run(source, str(tmp_path / "out"), config=wider, progress="quiet")
+
+
+def test_the_same_table_under_another_path_goes_on_and_a_changed_one_does_not(
+    online: Sandbox, tmp_path: Path
+) -> None:
+    source = table(tmp_path, 4)
+    driver.run(str(source), str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    moved = source.rename(tmp_path / "moved.csv")
+    assert driver.run(str(moved), str(tmp_path / "out"), config=CONFIG, progress="quiet").resumed
+    changed = table(tmp_path, 5)
+    with pytest.raises(PlanMismatchError, match="table_sha256"):
+        driver.run(str(changed), str(tmp_path / "out"), config=CONFIG, progress="quiet")
+
+
+def test_plan_broken_off_before_its_manifest_is_made_anew(online: Sandbox, tmp_path: Path) -> None:
+    source = str(table(tmp_path, 4))
+    (tmp_path / "out/_acavdl/plan").mkdir(parents=True)
+    (tmp_path / "out/_acavdl/plan/part-00000.parquet").write_bytes(b"half")
+    report = driver.run(source, str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    assert dict(report.snapshot.counts) == {"ok": 4}
+
+
+def test_lazy_frame_has_a_partition_for_each_shard(tmp_path: Path) -> None:
+    job = driver.Job(str(tmp_path), CONFIG, captions=False)
+    lazy = driver.shard_frame(range(300), job)
+    assert lazy.npartitions == 300
+    assert list(lazy.columns) == list(driver.REPORT)
+
+
+def test_rejected_rows_are_told_and_the_others_made(
+    online: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = video_id(1, master="m60")
+    rows = [
+        (good, 0.5, 4.5),
+        ("too-short", 0, 1),
+        (good, 9, 3),
+        (video_id(1, fault=Fault.PRIVATE), 0, 4),
+    ]
+    source = write_csv(tmp_path / "clips.csv", rows)
+    report = driver.run(str(source), str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    assert [(row.row, "id" in row.reason) for row in report.rejected] == [(2, True), (3, False)]
+    assert driver.tell(report) == 0
+    said = capsys.readouterr().err
+    assert "row 2" in said
+    assert "2 rows of the table could not be used" in said
+    assert dict(report.snapshot.counts) == {"ok": 1, "private": 1}
+
+
+def test_no_secret_reaches_the_record(online: Sandbox, tmp_path: Path) -> None:
+    config = Config(
+        Reading(timeout=8.0, ytdlp={"username": "who", "password": "hunter2"}),
+        CONFIG.storage,
+        CONFIG.distribution,
+    )
+    driver.run(str(table(tmp_path, 1)), str(tmp_path / "out"), config=config, progress="quiet")
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            assert b"hunter2" not in path.read_bytes(), path
+    assert json.loads((tmp_path / "out/_acavdl/run.json").read_bytes())["config"]["reading"][
+        "ytdlp"
+    ] == ["password", "username"]
+
+
+def test_every_worker_process_leaves_no_trace(online: Sandbox, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    driver.run(
+        str(table(tmp_path, 4)), str(tmp_path / "out"), config=CONFIG, tmp_dir=str(scratch),
+        progress="quiet",
+    )  # fmt: skip
+    assert list(scratch.iterdir()) == []
+    assert pd.read_parquet(tmp_path / "out/00000.parquet")["host"].nunique() == 1

@@ -1,0 +1,379 @@
+"""Files of a dataset: whole or not there, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from acavdl.errors import AcavdlError, StorageError, UsageError
+from acavdl.storage import Store
+
+#: Runs in another process, in the folder of its first argument.
+PRELUDE = "import os, sys; from acavdl.storage import Store; store = Store(sys.argv[1])\n"
+
+
+def start(code: str, folder: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PRELUDE + code, str(folder), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+@pytest.fixture
+def unwritable(tmp_path: Path) -> Iterator[Path]:
+    """A folder that can't be written to; root is stopped by nothing but the kernel's own."""
+    if os.geteuid():
+        folder = tmp_path / "locked"
+        folder.mkdir()
+        folder.chmod(0o555)
+        yield folder
+        folder.chmod(0o755)
+    else:
+        yield Path("/proc/self")
+
+
+# --- stage, commit, discard
+
+
+def test_a_file_is_there_once_committed(store: Store, tmp_path: Path) -> None:
+    with store.stage("a/b/c.bin") as staged:
+        staged.write(b"one ")
+        staged.write(memoryview(b"two"))
+        assert staged.tell() == staged.size == 7
+        assert not (tmp_path / "a/b/c.bin").exists()
+        staged.commit()
+        assert (tmp_path / "a/b/c.bin").read_bytes() == b"one two"
+    assert staged.sha256 == hashlib.sha256(b"one two").hexdigest()
+    assert files(tmp_path) == ["a/b/c.bin"]
+    assert store.read("a/b/c.bin") == b"one two"
+    assert store.size("a/b/c.bin") == 7
+    assert store.names("a/b") == ["c.bin"]
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_what_is_not_committed_leaves_nothing(
+    store: Store, tmp_path: Path, error: type[BaseException] | None
+) -> None:
+    store.write("kept", b"old")
+
+    def write() -> None:
+        with store.stage("kept") as staged:
+            staged.write(b"new" * 10**6)
+            if error is not None:
+                raise error
+
+    if error is None:
+        write()
+    else:
+        with pytest.raises(error):
+            write()
+    assert files(tmp_path) == ["kept"]
+    assert store.read("kept") == b"old"
+
+
+def test_an_error_after_the_commit_keeps_the_file(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="later"), store.stage("a") as staged:  # noqa: PT012
+        staged.write(b"x")
+        staged.commit()
+        raise ValueError("later")
+    assert files(tmp_path) == ["a"]
+
+
+def test_other_libraries_write_to_a_staged_file(store: Store, tmp_path: Path) -> None:
+    table = pa.table({"a": list(range(1000))})
+    with store.stage("t.parquet") as staged:
+        pq.write_table(table, staged)
+        staged.commit()
+    assert pq.read_table(tmp_path / "t.parquet").equals(table)
+    assert staged.sha256 == hashlib.sha256((tmp_path / "t.parquet").read_bytes()).hexdigest()
+
+
+def test_a_file_is_never_seen_in_part(store: Store, tmp_path: Path) -> None:
+    """Another process replaces a file again and again; whoever looks sees one whole version."""
+    size = 300_000
+    code = f"""
+for number in range(int(sys.argv[2])):
+    with store.stage("a.tar") as staged:
+        for _ in range(30):
+            staged.write(bytes([number % 256]) * {size // 30})
+        staged.commit()
+"""
+    process = start(code, tmp_path, 60)
+    seen = set()
+    while process.poll() is None:
+        if store.size("a.tar") is not None:
+            data = store.read("a.tar")
+            assert len(data) == size
+            assert len(set(data)) == 1
+            seen.add(data[0])
+        assert [name for name in store.names() if not name.startswith(".")] in ([], ["a.tar"])
+    assert process.communicate()[1] == ""
+    assert process.returncode == 0
+    assert len(seen) > 1
+    assert files(tmp_path) == ["a.tar"]
+
+
+def test_a_killed_writer_leaves_no_file_but_a_staged_one(store: Store, tmp_path: Path) -> None:
+    code = """
+with store.stage("a.tar") as staged:
+    staged.write(b"x" * 10**6)
+    print("staged", flush=True)
+    sys.stdin.read()
+"""
+    process = start(code, tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "staged\n"
+    (staged,) = store.names()
+    # While it lives its file is its own.
+    assert store.sweep() == []
+    process.kill()
+    process.communicate()
+    assert store.names() == [staged]
+    assert store.size("a.tar") is None
+    assert store.sweep() == [staged]
+    assert files(tmp_path) == []
+
+
+def test_two_writers_of_one_name(store: Store, tmp_path: Path) -> None:
+    """Both get through, and the file is that of one of them (Dask may run a task twice)."""
+    barrier = threading.Barrier(4)
+    errors: list[BaseException] = []
+
+    def write(byte: int) -> None:
+        try:
+            for _ in range(20):
+                with store.stage("a.tar") as staged:
+                    staged.write(bytes([byte]) * 100_000)
+                    barrier.wait(20)
+                    staged.commit()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(byte,)) for byte in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    data = store.read("a.tar")
+    assert len(data) == 100_000
+    assert len(set(data)) == 1
+    assert files(tmp_path) == ["a.tar"]
+
+
+def test_a_discarded_double_does_not_touch_the_published_file(store: Store, tmp_path: Path) -> None:
+    with store.stage("a") as late:
+        late.write(b"late")
+        store.write("a", b"first")
+    assert store.read("a") == b"first"
+    assert files(tmp_path) == ["a"]
+
+
+def test_data_reach_the_disk_before_their_name_and_the_name_as_well(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[Path, int | None]] = []
+    fsync = os.fsync
+
+    def watched(handle: int) -> None:
+        fsync(handle)
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink(), store.size("a")))
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with store.stage("a") as staged:
+        staged.write(b"xyz")
+        (temporary,) = tmp_path.iterdir()
+        staged.commit()
+    assert synced == [(temporary, None), (tmp_path, 3)]
+
+
+# --- sweep
+
+
+def test_sweep_leaves_what_is_not_certainly_dead(store: Store, tmp_path: Path) -> None:
+    process = start("", tmp_path)
+    process.communicate(timeout=30)
+    with store.stage("mine") as mine:
+        (own,) = store.names()
+        _, _, _, _rest = own.split(".", 3) if own.count(".") > 5 else ("", "", "", own)
+        host, pid = own.split(".")[2:4]
+        assert pid == str(os.getpid())
+        dead = [
+            f"{folder}.{name}.{host}.{process.pid}.0123abcd.tmp"
+            for folder, name in (("", "00000.tar"), ("_acavdl/", "run.json"))
+        ] + [f"_acavdl/plan/.part-00000.parquet.{host}.{process.pid}.0123abcd.tmp"]
+        others = [
+            f".00000.tar.another-host.{process.pid}.0123abcd.tmp",
+            f".00000.tar.{host}.1.0123abcd.tmp",
+            f"00000.tar.{host}.{process.pid}.0123abcd.tmp",
+            f".00000.tar.{host}.{process.pid}.0123abcd.tmp.bak",
+            f".{host}.{process.pid}.tmp",
+            ".hidden.tmp",
+            "00000.tar",
+            f"elsewhere/.a.{host}.{process.pid}.0123abcd.tmp",
+        ]
+        for name in dead + others:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+        assert sorted(store.sweep()) == sorted(Path(name).name for name in dead)
+        assert files(tmp_path) == sorted([*others, own])
+        mine.commit()
+    assert store.sweep() == []
+
+
+def test_sweep_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert Store(str(tmp_path / "none")).sweep() == []
+
+
+# --- what goes wrong
+
+
+def test_a_folder_that_cannot_be_written_is_told(unwritable: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write to") as raised:
+        Store(str(unwritable / "out")).create()
+    assert str(unwritable / "out") in str(raised.value)
+    with pytest.raises(StorageError, match="cannot write to"):
+        Store(str(unwritable / "out")).write("a", b"x")
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    store = Store(str(tmp_path / "out"))
+    with pytest.raises(UsageError, match=r"cannot write to .*out: "):
+        store.create()
+    with pytest.raises(StorageError, match=r"cannot read .*a: Not a directory"):
+        store.size("a")
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the full disk: writing fails in the same places."""
+    code = """
+import resource
+from acavdl.errors import StorageError
+store.write("small", b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+for name, size in (("small", 100_001), ("large", 10**7)):
+    try:
+        store.write(name, b"x" * size)
+    except StorageError as error:
+        print(error)
+try:
+    with store.stage("pieces") as staged:
+        for _ in range(101_000):
+            staged.write(b"x")
+        staged.commit()
+except StorageError as error:
+    print(error)
+"""
+    process = start(code, tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert err == ""
+    told = [
+        f"cannot write {tmp_path / name}: File too large" for name in ("small", "large", "pieces")
+    ]
+    assert out.splitlines() == told
+    assert files(tmp_path) == ["small"]
+    assert (tmp_path / "small").read_bytes() == b"old"
+
+
+def test_a_full_disk_is_told_through_pyarrow(tmp_path: Path) -> None:
+    code = """
+import random, resource
+import pyarrow as pa, pyarrow.parquet as pq
+from acavdl.errors import StorageError
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+table = pa.table({"a": [random.random() for _ in range(10**5)]})
+try:
+    with store.stage("t.parquet") as staged:
+        with pq.ParquetWriter(staged, table.schema) as writer:
+            writer.write_table(table)
+        staged.commit()
+except StorageError as error:
+    print(error)
+"""
+    out, err = start(code, tmp_path).communicate(timeout=60)
+    assert err == ""
+    assert out == f"cannot write {tmp_path / 't.parquet'}: File too large\n"
+    assert files(tmp_path) == []
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*a: Is a directory"):
+        store.write("a", b"x")
+    with pytest.raises(StorageError, match=r"cannot read .*a: Is a directory"):
+        store.read("a")
+    assert files(tmp_path) == []
+
+
+def test_what_is_not_there(store: Store) -> None:
+    assert store.size("none") is None
+    assert store.size("none/none") is None
+    assert store.names("none") == []
+    with pytest.raises(StorageError, match=r"cannot read .*none: No such file"):
+        store.read("none")
+
+
+# --- names of folders
+
+
+def test_a_folder_is_made_and_nothing_left_in_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "a" / "b ü %20"))
+    store.create()
+    store.create()
+    assert (tmp_path / "a" / "b ü %20").is_dir()
+    assert store.names() == []
+
+
+def test_file_urls(tmp_path: Path) -> None:
+    store = Store(f"file://{tmp_path}/out")
+    store.write("a", b"x")
+    assert (tmp_path / "out" / "a").read_bytes() == b"x"
+    assert str(store) == str(tmp_path / "out")
+
+
+def test_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers may stand elsewhere: what they are told is absolute."""
+    monkeypatch.chdir(tmp_path)
+    assert str(Store("out")) == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket/out",
+        "gs://bucket/out",
+        "memory://out",
+        "https://example.com/out",
+        "nonsense://out",
+        "simplecache::file:///out",
+        "zip://a::file:///no/such/file.zip",
+    ],
+)
+def test_other_storage_is_refused_in_one_line(url: str) -> None:
+    with pytest.raises(AcavdlError) as raised:
+        Store(url)
+    assert isinstance(raised.value, UsageError)
+    assert url in str(raised.value)
+    assert "\n" not in str(raised.value)

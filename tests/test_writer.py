@@ -1,0 +1,332 @@
+"""Tars and rows as readers find them."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acavdl.errors import Outcome
+from acavdl.models import Clip, ClipResult, Cut
+from acavdl.resolve import typed_info
+from acavdl.writer import (
+    SCHEMA,
+    Finished,
+    SampleWriter,
+    parquet_table,
+    row_of,
+    sample_json,
+    status_of,
+)
+
+HERE = Finished("node-7", "2026.10.26")
+NOW_MS = 1_790_000_000_123
+HOSTILE = [
+    "../../etc/passwd",
+    "a/b\\c",
+    "ein Hund läuft – 犬が走る 🐕\u200b",
+    "line\nbreak\r\n\ttab",
+    "nul\0nul",
+    '{"key": "x"}, "quoted"',
+    "x" * 5000,
+    "",
+    "dQw4w9WgXcQ_000000000_000010000.mp4",
+    "\u202egpj.exe",
+]
+
+
+def clip(number: int = 0, caption: str | None = None, video: str = "dQw4w9WgXcQ") -> Clip:
+    start = 10_000 * number
+    url = f"https://www.youtube.com/watch?v={video}"
+    return Clip(video, url, start, start + 10_000, shard=3, row=number, caption=caption)
+
+
+def made(number: int = 0, **changes: Any) -> ClipResult:
+    """A successful clip whose times are whole numbers of seconds."""
+    data = bytes([number % 256]) * (1000 + number)
+    cut = Cut(data, 10.0, 20.0, 300, 30.0, 640, 360, "h264", "aac", 44_100, 2, 0.0)
+    seconds = {"resolve": 0.5, "fetch": 0.25, "cut": 0.0}
+    whole = ClipResult(
+        clip(number),
+        Outcome.OK,
+        None,
+        cut,
+        info=typed_info({"title": "Ünï 🐕", "duration": 60, "tags": ["a"]}),
+        format_id="134+140",
+        video_duration=60.0,
+        bytes_fetched=4096,
+        requests=5,
+        attempts=1,
+        seconds=seconds,
+    )
+    return replace(whole, **changes)
+
+
+def failed(outcome: Outcome, number: int = 0) -> ClipResult:
+    return ClipResult(clip(number), outcome, f"because of {outcome}")
+
+
+def write(results: Sequence[ClipResult], *, captions: bool = False) -> bytes:
+    file = io.BytesIO()
+    writer = SampleWriter(file, captions=captions)
+    for result in results:
+        writer.write(result)
+    writer.close()
+    assert not file.closed
+    return file.getvalue()
+
+
+def members(data: bytes) -> list[tuple[tarfile.TarInfo, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        found = []
+        for member in tar:
+            file = tar.extractfile(member)
+            assert file is not None
+            found.append((member, file.read()))
+        return found
+
+
+# --- the tar -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_members_of_a_sample_stand_together_in_order(captions: bool) -> None:
+    results = [made(number) for number in (4, 2, 9, 0)]
+    found = members(write(results, captions=captions))
+    extensions = ("mp4", "json", "txt") if captions else ("mp4", "json")
+    names = [member.name for member, _ in found]
+    samples = [
+        (key, tuple(name.partition(".")[2] for name in group))
+        for key, group in itertools.groupby(names, lambda name: name.partition(".")[0])
+    ]
+    assert [key for key, _ in samples] == [result.clip.key for result in results]
+    assert {frozenset(kinds) for _, kinds in samples} == {frozenset(extensions)}
+    contents = {member.name: content for member, content in found}
+    for result in results:
+        assert result.cut is not None
+        assert contents[f"{result.clip.key}.mp4"] == result.cut.data
+        assert json.loads(contents[f"{result.clip.key}.json"]) == sample_json(result)
+
+
+def test_the_tar_tells_nothing_of_where_and_when_it_was_made() -> None:
+    results = [made(number) for number in range(3)]
+    slower = [
+        replace(
+            result, bytes_fetched=1, requests=99, attempts=7, seconds={"resolve": 9.0, "cut": 8.0}
+        )
+        for result in results
+    ]
+    data = write(results)
+    assert write(slower) == data
+    for member, _ in members(data):
+        assert member.isreg()
+        assert (member.mtime, member.uid, member.gid) == (0, 0, 0)
+        assert (member.uname, member.gname) == ("", "")
+
+
+def test_captions_reach_the_text_as_they_are_and_no_name() -> None:
+    results = [
+        replace(made(number), clip=clip(number, caption)) for number, caption in enumerate(HOSTILE)
+    ]
+    results.append(replace(made(99), clip=clip(99, None)))
+    found = members(write(results, captions=True))
+    texts = {member.name: content.decode() for member, content in found}
+    for result in results:
+        assert texts[f"{result.clip.key}.txt"] == (result.clip.caption or "")
+        read = json.loads(texts[f"{result.clip.key}.json"])
+        assert read["caption"] == result.clip.caption
+    keys = {result.clip.key for result in results}
+    assert {name.partition(".")[0] for name in texts} == keys
+
+
+@pytest.mark.parametrize(
+    "video", ["../../../x", "/etc/passwd", "a.b.c.d.e.f", "", "é" * 11, "a\nb"]
+)
+def test_no_video_id_of_a_table_becomes_a_path(video: str, tmp_path: Path) -> None:
+    data = write([replace(made(), clip=clip(video=video))])
+    for member, _ in members(data):
+        stem, dot, extension = member.name.partition(".")
+        assert dot
+        assert extension in ("mp4", "json")
+        assert stem.isascii()
+        assert stem.replace("_", "").isalnum()
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        tar.extractall(tmp_path / "here", filter="data")
+    assert {path.parent for path in tmp_path.rglob("*.*")} == {tmp_path / "here"}
+
+
+def test_an_empty_shard_is_a_valid_tar() -> None:
+    assert members(write([])) == []
+
+
+def test_closing_twice_writes_the_end_once() -> None:
+    file = io.BytesIO()
+    writer = SampleWriter(file, captions=False)
+    writer.write(made())
+    writer.close()
+    size = len(file.getvalue())
+    writer.close()
+    assert len(file.getvalue()) == size
+
+
+def test_a_failed_clip_has_no_sample() -> None:
+    file = io.BytesIO()
+    writer = SampleWriter(file, captions=False)
+    with pytest.raises(ValueError, match="private"):
+        writer.write(failed(Outcome.PRIVATE))
+    with pytest.raises(ValueError, match="private"):
+        sample_json(failed(Outcome.PRIVATE))
+    writer.close()
+    assert members(file.getvalue()) == []
+
+
+# --- the JSON ------------------------------------------------------------------------------------
+
+
+def shape(value: Any) -> Any:
+    """Types of a JSON value, by key; null stands for what is missing."""
+    if isinstance(value, dict):
+        return {name: shape(inner) for name, inner in value.items()}
+    return None if value is None else type(value)
+
+
+def agree(one: Any, other: Any) -> bool:
+    """Whether two shapes have the same keys, in order, and types where both have values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return list(one) == list(other) and all(agree(one[name], other[name]) for name in one)
+    return one is None or other is None or one == other
+
+
+INFOS = st.fixed_dictionaries(
+    {},
+    optional={
+        "title": st.text() | st.none(),
+        "duration": st.integers(0, 10**6) | st.floats(0, 1e6),
+        "view_count": st.integers(0, 2**60) | st.none(),
+        "tags": st.lists(st.text(), max_size=3),
+        "categories": st.none(),
+        "upload_date": st.just("20260102"),
+        "formats": st.just([{"url": "https://secret"}]),
+    },
+)
+
+
+@settings(deadline=None)
+@given(
+    info=INFOS,
+    caption=st.none() | st.text(),
+    start=st.integers(0, 10**9),
+    whole=st.booleans(),
+)
+def test_every_sample_has_the_same_keys_and_types(
+    info: dict[str, Any], caption: str | None, start: int, whole: bool
+) -> None:
+    usual = orjson.loads(orjson.dumps(sample_json(made())))
+    given_clip = replace(clip(0, caption), start_ms=start, end_ms=start + 10_000)
+    result = made(clip=given_clip, info=typed_info(info))
+    if not whole:
+        result = replace(result, format_id=None, video_duration=None)
+    written = orjson.dumps(sample_json(result))
+    read = orjson.loads(written)
+    assert read == json.loads(written)
+    assert agree(shape(read), shape(usual))
+    assert read["clips"] == [[start / 1000, (start + 10_000) / 1000]]
+    assert all(type(time) is float for time in read["clips"][0])
+    assert b"secret" not in written
+
+
+def test_whole_numbers_of_seconds_stay_floats() -> None:
+    """A reader that infers types from the first sample must not meet another one later."""
+    text = orjson.dumps(sample_json(made())).decode()
+    read = json.loads(text)
+    for name in ("start", "end", "actual_start", "actual_end", "fps", "av_offset"):
+        assert type(read["cut"][name]) is float, name
+    for name in ("frames", "width", "height", "sample_rate", "channels"):
+        assert type(read["cut"][name]) is int, name
+    assert '"actual_start":10.0' in text
+
+
+def test_the_references_keys() -> None:
+    read = sample_json(made())
+    reference = ["key", "url", "caption", "status", "error_message", "clips", "yt_meta_dict"]
+    assert list(read)[: len(reference)] == reference
+    assert (read["status"], read["error_message"]) == ("success", None)
+
+
+# --- the parquet ---------------------------------------------------------------------------------
+
+
+def test_row_of_a_clip() -> None:
+    row = parquet_table([row_of(made(2), HERE, NOW_MS)]).to_pylist()[0]
+    data = bytes([2]) * 1002
+    assert (row["key"], row["status"], row["outcome"]) == (clip(2).key, "success", "ok")
+    assert (row["start"], row["end"]) == (20.0, 30.0)
+    assert (row["actual_start"], row["actual_end"], row["frames"]) == (10.0, 20.0, 300)
+    assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (row["resolve_seconds"], row["fetch_seconds"], row["cut_seconds"]) == (0.5, 0.25, 0.0)
+    assert (row["host"], row["yt_dlp"]) == (HERE.host, HERE.yt_dlp)
+    assert (row["bytes_fetched"], row["requests"], row["attempts"]) == (4096, 5, 1)
+    assert row["detail"] is None
+    when = datetime.datetime.fromtimestamp(NOW_MS / 1000, datetime.UTC)
+    assert row["finished_at"] == when
+
+
+@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.OK])
+def test_row_of_a_failure(outcome: Outcome) -> None:
+    row = parquet_table([row_of(failed(outcome), HERE, NOW_MS)]).to_pylist()[0]
+    assert set(row) == set(SCHEMA.names)
+    assert row["outcome"] == outcome.value
+    assert row["detail"] == f"because of {outcome}"
+    assert row["status"] in ("failed_to_download", "failed_to_subsample")
+    for name in ("actual_start", "frames", "bytes", "sha256", "width", "video_codec", "av_offset"):
+        assert row[name] is None, name
+    assert (row["start"], row["end"], row["key"]) == (0.0, 10.0, clip().key)
+
+
+def test_the_references_words() -> None:
+    assert status_of(Outcome.OK) == "success"
+    assert status_of(Outcome.PRIVATE) == status_of(Outcome.TIMEOUT) == "failed_to_download"
+    assert status_of(Outcome.CORRUPT) == status_of(Outcome.NO_AUDIO) == "failed_to_subsample"
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [made(number) for number in range(3)],
+        [failed(Outcome.PRIVATE, number) for number in range(3)],
+        [failed(Outcome.TIMEOUT), made(1), failed(Outcome.CORRUPT, 2)],
+    ],
+    ids=["none", "ok", "failed", "both"],
+)
+def test_every_shard_has_the_same_columns(results: list[ClipResult], tmp_path: Path) -> None:
+    """Also one where nothing worked: else the shards of a dataset cannot be read together."""
+    path = tmp_path / "0.parquet"
+    pq.write_table(parquet_table([row_of(result, HERE, NOW_MS) for result in results]), path)
+    table = pq.read_table(path)
+    assert table.schema.names == SCHEMA.names
+    assert table.schema.types == SCHEMA.types
+    assert pa.null() not in table.schema.types
+    assert table["key"].to_pylist() == [result.clip.key for result in results]
+
+
+@settings(deadline=None)
+@given(st.text() | st.none(), st.text())
+def test_captions_and_messages_survive_the_parquet(caption: str | None, detail: str) -> None:
+    result = replace(failed(Outcome.UNKNOWN), clip=clip(0, caption), detail=detail)
+    row = parquet_table([row_of(result, HERE, NOW_MS)]).to_pylist()[0]
+    assert (row["caption"], row["detail"]) == (caption, detail)
