@@ -66,7 +66,8 @@ def local_client(processes: int) -> Iterator[Client]:
                     n_workers=processes,
                     threads_per_worker=1,
                     processes=True,
-                    dashboard_address=None,
+                    # Any free port: a fixed one may be taken by another run.
+                    dashboard_address="127.0.0.1:0",
                     # Dask sees nothing of what shards hold; their own bounds look after memory.
                     memory_limit=None,
                 )

@@ -49,9 +49,8 @@ def run_demo(folder: str, progress: Mode) -> int:
         "",
         "Look at it:",
         f"  tar tf {dataset}/00000.tar | head",
-        f"  tar xf {dataset}/00000.tar -C /tmp      # then open an .mp4 of /tmp in a player",
-        f"""  python -c "import pandas as pd; print(pd.read_parquet('{dataset}/00000.parquet')\\""",
-        """      [['key', 'outcome', 'detail']])\"""",
+        f"  tar xf {dataset}/00000.tar -C /tmp   # open an .mp4 of /tmp in a player",
+        f"  cat {dataset}/00000_stats.json",
     )
     return code
 

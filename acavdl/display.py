@@ -113,7 +113,12 @@ def render(snapshot: Snapshot) -> RenderableType:
         f"{snapshot.shards_done:,} / {snapshot.shards:,} shards · {duration(snapshot.seconds)} · "
         f"ETA {duration(snapshot.eta)}"
     )
-    return Group(bar, rates, time, outcomes(snapshot))
+    held = [] if snapshot.held_back is None else [Text(_held(snapshot.held_back), style="cyan")]
+    return Group(bar, rates, time, *held, outcomes(snapshot))
+
+
+def _held(seconds: float) -> str:
+    return f"held back by the rate limit: next video in {duration(seconds)}"
 
 
 def outcomes(snapshot: Snapshot) -> RenderableType:
@@ -132,17 +137,15 @@ def outcomes(snapshot: Snapshot) -> RenderableType:
 
 
 def as_line(snapshot: Snapshot) -> str:
-    """Return one plain line: clips, rates, failures, ETA."""
-    ok = snapshot.counts.get(Outcome.OK, 0)
-    failed = ", ".join(
-        f"{name} {count}"
-        for name, count in sorted(snapshot.counts.items(), key=lambda item: -item[1])
-        if name != Outcome.OK
+    """Return one plain line: clips, failures, rates, ETA; the summary tells the outcomes."""
+    failed = sum(snapshot.counts.values()) - snapshot.counts.get(Outcome.OK, 0)
+    speed = (
+        f"{snapshot.videos_per_second_core:.2f} vid/s/core, "
+        f"{snapshot.megabytes_per_second:.4g} MB/s, ETA {duration(snapshot.eta)}"
     )
     return (
-        f"{snapshot.done}/{snapshot.total} clips, {ok} ok"
-        f"{', ' + failed if failed else ''} | {snapshot.videos_per_second_core:.2f} vid/s/core, "
-        f"{snapshot.megabytes_per_second:.1f} MB/s | ETA {duration(snapshot.eta)}"
+        f"{snapshot.done}/{snapshot.total} clips, {failed} failed: "
+        f"{speed if snapshot.held_back is None else _held(snapshot.held_back)}"
     )
 
 
@@ -158,6 +161,8 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
+    if days >= 10:
+        return f"{days} d"
     if days:
         return f"{days} d {hours:02d} h"
     if hours:

@@ -63,9 +63,7 @@ class Governor(SchedulerPlugin):
         Videos an hour and egress.
     """
 
-    def __init__(
-        self, per_hour: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, per_hour: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_hour = per_hour
         self._clock = clock
         self._buckets: dict[str, Bucket] = {}

@@ -396,6 +396,9 @@ class Network:
     def close(self) -> None:
         """Close the kept-alive connections."""
         for manager in self._managers.values():
+            # Forgetting the pools alone leaves those open that an answer still refers to.
+            for key in manager.pools.keys():  # noqa: SIM118 (it can't be iterated over)
+                manager.pools[key].close()
             manager.clear()
 
     def _manager(self, proxy: str | None) -> urllib3.PoolManager:

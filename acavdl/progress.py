@@ -61,6 +61,8 @@ class Snapshot:
     videos_per_second_core, attempts_per_second, megabytes_per_second
         Over the last 30 s: clips finished OK per second and core; clips finished either way; media
         and pages fetched.
+    held_back
+        Seconds until the rate allows the next video; None where it holds nobody back.
     eta
         Seconds left at the rate of this run; None before there is one.
     """
@@ -77,6 +79,7 @@ class Snapshot:
     attempts_per_second: float
     megabytes_per_second: float
     eta: float | None
+    held_back: float | None = None
 
 
 class RollUp:
@@ -102,6 +105,7 @@ class RollUp:
         self._before: Counter[str] = Counter()
         self._shards_done: set[int] = set()
         self._now: dict[int, ShardProgress] = {}
+        self._held_until: dict[str, float] = {}
         self._history: deque[tuple[float, int, int, int]] = deque([(self._started, 0, 0, 0)])
         self._lock = threading.Lock()
 
@@ -128,6 +132,16 @@ class RollUp:
             self._now[progress.shard] = replace(progress, bytes_fetched=fetched)
             if finished:
                 self._shards_done.add(progress.shard)
+
+    def drop(self, shard: int) -> None:
+        """Forget a shard that failed: nothing of it was published."""
+        with self._lock:
+            self._now.pop(shard, None)
+
+    def hold_back(self, egress: str, seconds: float) -> None:
+        """Note that the governor has no lease for an egress for so many seconds."""
+        with self._lock:
+            self._held_until[egress] = self._clock() + seconds
 
     def snapshot(self) -> Snapshot:
         """Return the run as it is now."""
@@ -161,4 +175,5 @@ class RollUp:
             attempts_per_second=(finished - finished_then) / span,
             megabytes_per_second=(fetched - fetched_then) / span / 1e6,
             eta=left * elapsed / finished if finished and left > 0 else (None if left else 0.0),
+            held_back=min((t - now for t in self._held_until.values() if t > now), default=None),
         )

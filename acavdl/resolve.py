@@ -477,9 +477,15 @@ def _typed(value: Any, kind: type) -> Any:
     if value is None:
         return None
     if kind is list:
-        return [str(item) for item in value] if isinstance(value, list | tuple) else None
+        many = isinstance(value, list | tuple)
+        return [whole_text(str(item)) for item in value] if many else None
     # Extractors of other sites pass on what they found.
     try:
-        return kind(value)
+        return whole_text(str(value)) if kind is str else kind(value)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def whole_text(text: str) -> str:
+    """Return `text` with half of a surrogate pair, which no file can hold, as a question mark."""
+    return text.encode("utf-8", "replace").decode()

@@ -14,11 +14,11 @@ import dask.dataframe as dd
 import pandas as pd
 from distributed import Client, as_completed, futures_of
 
+from acavdl import governor
 from acavdl.cluster import local_client, process_count
 from acavdl.config import Config
 from acavdl.display import Display, Mode, say, summary
 from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
-from acavdl.governor import install
 from acavdl.ledger import check_manifest, plan_of, published, read_manifest, write_manifest
 from acavdl.models import ShardReport
 from acavdl.net import Network
@@ -131,7 +131,7 @@ def run(
         failed: dict[int, str] = {}
         if missing and client is not None:
             job = Job(str(store), config, captions=caption_col is not None, tmp_dir=tmp_dir)
-            install(client, config.reading.rate_limit)
+            governor.install(client, config.reading.rate_limit)
             failed = _work_off(client, missing, job, roll_up)
     return RunReport(str(store), roll_up.snapshot(), failed, rejected, resumed)
 
@@ -208,6 +208,7 @@ def _work_off(client: Client, shards: Sequence[int], job: Job, roll_up: RollUp) 
                     _take(report_of(future.result()), roll_up)
                 else:
                     error = future.exception() if future.status == "error" else None
+                    roll_up.drop(shard)
                     failed[shard] = f"{type(error).__name__}: {error}" if error else future.status
                     logger.error("shard %05d failed: %s", shard, failed[shard])
                 future.release()
@@ -228,8 +229,14 @@ def _progress_from(client: Client, roll_up: RollUp) -> Iterator[None]:
     def take(event: tuple[float, Mapping[str, Any]]) -> None:
         roll_up.update(ShardProgress.from_message(event[1]))
 
-    client.subscribe_topic(TOPIC, take)
+    def hold_back(event: tuple[float, Mapping[str, Any]]) -> None:
+        roll_up.hold_back(event[1]["egress"], event[1]["seconds"])
+
+    handlers = {TOPIC: take, governor.TOPIC: hold_back}
+    for topic, handler in handlers.items():
+        client.subscribe_topic(topic, handler)
     try:
         yield
     finally:
-        client.unsubscribe_topic(TOPIC)
+        for topic in handlers:
+            client.unsubscribe_topic(topic)

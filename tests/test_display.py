@@ -207,7 +207,7 @@ def test_without_colours_all_words_are_there(variables: dict[str, str]) -> None:
         (3900, "1 h 05 min"),
         (86_399.9, "1 d 00 h"),
         (2 * 86_400 + 3 * 3600, "2 d 03 h"),
-        (130 * 86_400, "130 d 00 h"),
+        (130 * 86_400, "130 d"),
     ],
 )
 def test_duration(seconds: float | None, text: str) -> None:
@@ -217,9 +217,27 @@ def test_duration(seconds: float | None, text: str) -> None:
 def test_plain_line() -> None:
     line = as_line(SMALL)
     assert "7/70 clips" in line
-    assert "4 ok, private 2, bot_check 1" in line
+    assert "3 failed" in line
     assert "1.25 vid/s/core" in line
     assert line.endswith("ETA 36 s")
+
+
+def test_who_is_held_back_is_told_until_when() -> None:
+    held = replace(SMALL, held_back=12.3)
+    assert "held back by the rate limit: next video in 12 s" in as_line(held)
+    assert "held back by the rate limit: next video in 12 s" in shown(render(held))
+    assert "held back" not in shown(render(SMALL))
+
+
+def test_plain_line_fits_80_columns() -> None:
+    whole = replace(
+        LARGE,
+        counts={"ok": 60_000_000, "private": 40_000_000},
+        videos_per_second_core=0.8,
+        megabytes_per_second=2458.1,
+    )
+    for snapshot in (SMALL, whole, replace(whole, held_back=3599.0)):
+        assert len(as_line(snapshot)) <= 80
 
 
 def test_json_line_has_every_number() -> None:

@@ -277,3 +277,24 @@ def test_threads() -> None:
     assert wrong == []
     final = roll_up.snapshot()
     assert (final.done, final.shards_done) == (shards * steps, shards)
+
+
+def test_failed_shard_is_forgotten() -> None:
+    roll_up = RollUp((10, 10), cores=1)
+    roll_up.update(ShardProgress(0, "h", {"ok": 4}, 100))
+    roll_up.update(ShardProgress(1, "h", {"ok": 3}, 50))
+    roll_up.drop(0)
+    assert dict(roll_up.snapshot().counts) == {"ok": 3}
+
+
+def test_held_back_until_the_next_lease_of_any_egress() -> None:
+    now = [0.0]
+    roll_up = RollUp((10,), cores=1, clock=lambda: now[0])
+    assert roll_up.snapshot().held_back is None
+    roll_up.hold_back("a", 12.0)
+    roll_up.hold_back("b", 5.0)
+    assert roll_up.snapshot().held_back == 5.0
+    now[0] = 6.0
+    assert roll_up.snapshot().held_back == 6.0
+    now[0] = 13.0
+    assert roll_up.snapshot().held_back is None
