@@ -139,14 +139,14 @@ def outcomes(snapshot: Snapshot) -> RenderableType:
 def as_line(snapshot: Snapshot) -> str:
     """Return one plain line: clips, failures, rates, ETA; the summary tells the outcomes."""
     failed = sum(snapshot.counts.values()) - snapshot.counts.get(Outcome.OK, 0)
-    speed = (
-        f"{snapshot.videos_per_second_core:.2f} vid/s/core, "
-        f"{snapshot.megabytes_per_second:.4g} MB/s, ETA {duration(snapshot.eta)}"
-    )
-    return (
-        f"{snapshot.done}/{snapshot.total} clips, {failed} failed: "
-        f"{speed if snapshot.held_back is None else _held(snapshot.held_back)}"
-    )
+    if snapshot.held_back is None:
+        speed = (
+            f"{snapshot.videos_per_second_core:.2f} vid/s/core, "
+            f"{snapshot.megabytes_per_second:.4g} MB/s, ETA {duration(snapshot.eta)}"
+        )
+    else:
+        speed = f"rate limit, next in {duration(snapshot.held_back)}"
+    return f"{snapshot.done}/{snapshot.total} clips, {failed} failed: {speed}"
 
 
 def as_json(snapshot: Snapshot) -> str:
