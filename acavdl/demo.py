@@ -33,7 +33,7 @@ def run_demo(folder: str, progress: Mode) -> int:
     write_table(table)
     say("Starting the sandbox site (its media are made at the first start) …")
     with Sandbox() as site, environment(site.environ()):
-        say(f"$ acavdl run --url-list {table} --output-folder {dataset}")
+        say(f"Clip table {table} → shards in {dataset}")
         report = run(
             str(table),
             str(dataset),
@@ -49,7 +49,7 @@ def run_demo(folder: str, progress: Mode) -> int:
         "",
         "Look at it:",
         f"  tar tf {dataset}/00000.tar | head",
-        f"  tar xf {dataset}/00000.tar -C /tmp   # open an .mp4 of /tmp in a player",
+        f"  tar xf {dataset}/00000.tar -C /tmp   # and open an .mp4",
         f"  cat {dataset}/00000_stats.json",
     )
     return code
