@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ def _ends_cleanly(command: Callable[..., int]) -> Callable[..., None]:
             click.echo(f"acavdl: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            again = " ".join(["acavdl", *sys.argv[1:]])
+            again = shlex.join(["acavdl", *sys.argv[1:]])
             click.echo(
                 f"\nacavdl: interrupted. Finished shards are kept; go on with:\n  {again}", err=True
             )

@@ -118,13 +118,15 @@ def run(
         if (found := published(store, shard)) is not None
     }
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
-    processes = min(process_count(config.distribution.processes_count), max(1, len(missing)))
     with contextlib.ExitStack() as stack:
         if missing and client is None:
             # Ours to remove, whatever becomes of the workers that use it.
             tmp_dir = stack.enter_context(_scratch(tmp_dir))
+            processes = min(process_count(config.distribution.processes_count), len(missing))
             client = stack.enter_context(local_client(processes))
-        roll_up = RollUp(plan.sizes, processes)
+        # A worker has one thread of Dask's and one core (a client of the user's may differ).
+        cores = sum(client.nthreads().values()) if client is not None else 1
+        roll_up = RollUp(plan.sizes, cores)
         for shard, found in done.items():
             roll_up.add_published(shard, found.counts)
         stack.enter_context(Display(roll_up.snapshot, progress))
