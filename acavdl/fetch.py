@@ -56,11 +56,12 @@ def fetch_file(
             except _TransientError as error:
                 tries += 1
                 failed = ClipError(error.outcome, f"{error.detail} (after {tries} tries)")
+            if tries <= retries:
+                _back_off(tries)
             if _budget_exceeded():
                 raise ClipError(Outcome.TIMEOUT, f"timed out: {failed.detail}")
             if tries > retries:
                 raise failed
-            _back_off(tries)
 
 
 def _fetch_rest(
@@ -140,7 +141,9 @@ def _network_error(error: Exception) -> ClipError | _TransientError:
     text = f"{type(error).__name__}: {error}"
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return ClipError(Outcome.TLS, text)
-    timed_out = isinstance(error, urllib3.exceptions.TimeoutError)
+    # A refused connection is a timeout to urllib3, by inheritance alone.
+    refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+    timed_out = isinstance(error, urllib3.exceptions.TimeoutError) and not refused
     return _TransientError(Outcome.TIMEOUT if timed_out else Outcome.NETWORK, text)
 
 

@@ -83,6 +83,7 @@ _RULES: tuple[tuple[str, Outcome], ...] = (
     ("incomplete youtube id", Outcome.BAD_INPUT),
     ("no suitable extractor found for url", Outcome.BAD_INPUT),
     ("is not a valid url", Outcome.BAD_INPUT),
+    ("invalid ipv6 url", Outcome.BAD_INPUT),
 )
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import email.message
 import functools
+import http.client
+import io
 import logging
 import threading
 import urllib.parse
@@ -251,7 +253,7 @@ class _NetworkRH(RequestHandler):  # type: ignore[misc]
             url = target
         response = _Body(answer, url)
         if not 200 <= response.status < 300:
-            raise HTTPError(response, redirect_loop=300 <= response.status < 400)
+            raise HTTPError(_whole(response), redirect_loop=300 <= response.status < 400)
         return response
 
 
@@ -291,6 +293,21 @@ class _Body(Response):  # type: ignore[misc]
         return data
 
 
+def _whole(body: _Body) -> Response:
+    """Return an answer with its body read: nobody closes an error, and its connection is of use."""
+    data = b""
+    # What is refused is refused, even if its explanation is cut short.
+    with contextlib.suppress(TransportError):
+        data = body.read()
+    return Response(
+        fp=io.BytesIO(data),
+        url=body.url,
+        headers=body.headers,
+        status=body.status,
+        reason=body.reason,
+    )
+
+
 @contextlib.contextmanager
 def _errors_as_yt_dlp() -> Iterator[None]:
     """Turn urllib3's errors into yt-dlp's, so that its own retrying sees what it knows."""
@@ -302,9 +319,13 @@ def _errors_as_yt_dlp() -> Iterator[None]:
         raise SSLError(cause=error) from error
     except urllib3.exceptions.ProxyError as error:
         raise ProxyError(cause=error) from error
-    except urllib3.exceptions.IncompleteRead as error:
-        raise IncompleteRead(partial=error.partial, expected=error.expected, cause=error) from error
     except (urllib3.exceptions.HTTPError, OSError) as error:
+        # urllib3 has it as the cause of a broken connection; `partial` is a count in its own kind.
+        short = error.__cause__
+        if isinstance(short, http.client.IncompleteRead):
+            partial: bytes | int = short.partial
+            count = partial if isinstance(partial, int) else len(partial)
+            raise IncompleteRead(count, short.expected, cause=error) from error
         raise TransportError(cause=error) from error
 
 
@@ -346,8 +367,8 @@ def is_youtube(url: str) -> bool:
     """Whether `url` is on YouTube's hosts."""
     try:
         host = urllib.parse.urlsplit(url).hostname or ""
-    except ValueError as error:
-        raise ClipError(Outcome.BAD_INPUT, f"{url} is no URL: {error}") from error
+    except ValueError:
+        return False
     return host in ("youtu.be", "youtube.com") or host.endswith(".youtube.com")
 
 

@@ -192,10 +192,13 @@ def test_message_as_a_terminal_shows_it(outcome: Outcome, message: str) -> None:
 @pytest.mark.parametrize("fault", [fault for fault in Fault if fault.stage is Stage.PLAYABILITY])
 def test_message_of_the_site_through_the_extractor(online: Sandbox, fault: Fault) -> None:
     """The words that yt-dlp passes on, alone, tell the outcome too: the ledger keeps just them."""
-    with contextlib.closing(Network()) as network:
-        with contextlib.closing(Resolver(network, Reading())) as resolver, Budget(20).scope():
-            with pytest.raises(ClipError) as raised:
-                resolver.resolve(f"https://www.youtube.com/watch?v={video_id(1, fault=fault)}")
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, Reading())) as resolver,
+        Budget(20).scope(),
+        pytest.raises(ClipError) as raised,
+    ):
+        resolver.resolve(f"https://www.youtube.com/watch?v={video_id(1, fault=fault)}")
     assert raised.value.outcome is PLAYABILITY[fault]
     assert classify(raised.value.detail) is PLAYABILITY[fault]
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 import urllib3.exceptions
 from cryptography import x509
+from urllib3.exceptions import ProxyError
 
 from acavdl.config import Reading
 from acavdl.errors import ClipError, Outcome, UsageError
 from acavdl.fetch import fetch_file
+from acavdl.models import Source
 from acavdl.net import Budget, BudgetExceededError, Network, cancel_all
 from acavdl.resolve import Resolver
 from acavdl.sandbox import Fault, Sandbox, video_id
@@ -440,9 +442,8 @@ def refuses(peer: Peer, sock: socket.socket) -> None:
 def test_proxy_variable_is_honoured(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with peer(refuses) as other:
         monkeypatch.setenv(name, f"http://127.0.0.1:{other.port}")
-        with contextlib.closing(Network()) as network:
-            with pytest.raises(urllib3.exceptions.ProxyError):
-                network.open("GET", "https://media.invalid/")
+        with contextlib.closing(Network()) as network, pytest.raises(ProxyError):
+            network.open("GET", "https://media.invalid/")
         assert other.heads[0].startswith(b"CONNECT media.invalid:443 ")
 
 
@@ -559,6 +560,14 @@ def test_unusable_proxy_is_a_usage_error_without_its_password(
 # --- trust -------------------------------------------------------------------------------------
 
 
+def resolve(url: str, reading: Reading) -> Source:
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, reading)) as resolver,
+    ):
+        return resolver.resolve(url)
+
+
 def hashed_name(certificate: bytes) -> str:
     """Return the file name under which OpenSSL looks for a CA in a folder (``openssl rehash``)."""
     subject = x509.load_pem_x509_certificate(certificate).subject
@@ -604,15 +613,12 @@ def test_unknown_authority_is_refused_by_extraction_and_fetch(
     url = f"https://www.youtube.com/watch?v={video_id(3)}"
     with monkeypatch.context() as trusting:
         trusting.setenv("SSL_CERT_FILE", str(sandbox.ca_file))
-        with contextlib.closing(Network()) as network:
-            with contextlib.closing(Resolver(network, Reading())) as resolver:
-                source = resolver.resolve(url)
+        source = resolve(url, Reading())
     # Not even where the user asks yt-dlp for it is verification off.
     careless = Reading(ytdlp={"nocheckcertificate": True, "extractor_retries": 0})
     with contextlib.closing(Network()) as network:
-        with contextlib.closing(Resolver(network, careless)) as resolver:
-            with pytest.raises(ClipError) as extraction:
-                resolver.resolve(url)
+        with pytest.raises(ClipError) as extraction:
+            resolve(url, careless)
         with pytest.raises(ClipError) as fetch:
             fetch_file(network, source.streams[0], source.headers, tmp_path / "media", 0)
     assert extraction.value.outcome is Outcome.TLS
@@ -631,9 +637,12 @@ def test_certificate_for_another_host_is_refused(
             context.wrap_socket(sock, server_side=True).close()
 
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    with peer(serve) as other, contextlib.closing(Network()) as network:
-        with pytest.raises(urllib3.exceptions.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
-            network.open("GET", f"https://localhost:{other.port}/")
+    with (
+        peer(serve) as other,
+        contextlib.closing(Network()) as network,
+        pytest.raises(urllib3.exceptions.SSLError, match="CERTIFICATE_VERIFY_FAILED"),
+    ):
+        network.open("GET", f"https://localhost:{other.port}/")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,576 @@
+"""From a URL to streams: which formats, which facts, how many requests, on our own network."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from yt_dlp import YoutubeDL
+from yt_dlp.networking import Request
+from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, RequestError
+
+from acavdl.config import Reading
+from acavdl.errors import ClipError, Outcome
+from acavdl.net import Budget, Network
+from acavdl.resolve import INFO_FIELDS, Resolver, choose_formats, typed_info
+from acavdl.sandbox import Fault, Sandbox, video_id
+
+CODECS = ("avc1", "av01", "vp9")
+
+
+# --- choosing ----------------------------------------------------------------------------------
+
+
+def video(name: str, width: int, height: int, codec: str = "avc1.4d401e", **more: Any) -> Any:
+    return {
+        "format_id": name,
+        "url": f"https://media.invalid/{name}",
+        "protocol": "https",
+        "ext": "mp4",
+        "width": width,
+        "height": height,
+        "vcodec": codec,
+        "acodec": "none",
+        **more,
+    }
+
+
+def audio(name: str, rate: int, codec: str = "mp4a.40.2", **more: Any) -> Any:
+    return {
+        "format_id": name,
+        "url": f"https://media.invalid/{name}",
+        "protocol": "https",
+        "ext": "m4a",
+        "asr": rate,
+        "vcodec": "none",
+        "acodec": codec,
+        **more,
+    }
+
+
+STORYBOARD = {
+    "format_id": "sb0",
+    "url": "https://i.ytimg.com/sb/x/storyboard3_L3/M$M.jpg",
+    "protocol": "mhtml",
+    "vcodec": "none",
+    "acodec": "none",
+}
+#: As yt-dlp lists the formats of an ordinary video.
+ORDINARY = [
+    STORYBOARD,
+    audio("139", 22050, "mp4a.40.5", tbr=49),
+    audio("140-drc", 44100, tbr=128),
+    audio("140", 44100, tbr=129),
+    audio("251", 48000, "opus", tbr=130),
+    video("18", 640, 360, "avc1.42001E", acodec="mp4a.40.2", tbr=450),
+    video("160", 256, 144, tbr=80),
+    video("134", 640, 360, tbr=400),
+    video("243", 640, 360, "vp9", tbr=250),
+    video("396", 640, 360, "av01.0.01M.08", tbr=200),
+    video("135", 854, 480, tbr=800),
+    video("136", 1280, 720, tbr=1500),
+    video("93", 640, 360, acodec="mp4a.40.2", protocol="m3u8_native", tbr=100),
+]
+
+
+def chosen(formats: Any, size: int = 360, rate: int = 44100, codecs: Any = CODECS) -> list[str]:
+    return [entry["format_id"] for entry in choose_formats(formats, size, rate, codecs)]
+
+
+def refusal(formats: Any, *warnings: str) -> Outcome:
+    with pytest.raises(ClipError) as raised:
+        choose_formats(formats, 360, 44100, CODECS, warnings)
+    return raised.value.outcome
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "names"),
+    [
+        (360, 44100, ["134", "140"]),
+        (361, 44100, ["135", "140"]),
+        (144, 22050, ["160", "139"]),
+        # The smallest that is large enough, else the largest there is.
+        (2160, 96000, ["136", "251"]),
+        (1, 1, ["160", "139"]),
+        (500, 48000, ["136", "251"]),
+    ],
+)
+def test_smallest_that_is_large_enough(size: int, rate: int, names: list[str]) -> None:
+    assert chosen(ORDINARY, size, rate) == names
+
+
+def test_codecs_are_taken_by_preference() -> None:
+    assert chosen(ORDINARY)[0] == "134"
+    assert chosen(ORDINARY, codecs=("av01", "avc1"))[0] == "396"
+    assert chosen(ORDINARY, codecs=("vp9",))[0] == "243"
+
+
+def test_size_is_that_of_the_shorter_side() -> None:
+    portrait = [video("low", 202, 360), video("mid", 360, 640), video("high", 720, 1280)]
+    assert chosen([*portrait, audio("140", 44100)]) == ["mid", "140"]
+
+
+def test_sound_is_the_original_and_uncompressed() -> None:
+    dubbed = [
+        audio("140", 44100, language="de", language_preference=-1, tbr=64),
+        audio("140-drc", 44100, language="en", language_preference=10, tbr=64),
+        audio("140", 44100, language="en", language_preference=10, tbr=129),
+        audio("139", 44100, language="fr", language_preference=5, tbr=10),
+    ]
+    _, sound = choose_formats([video("134", 640, 360), *dubbed], 360, 44100, CODECS)
+    assert (sound["format_id"], sound["language"]) == ("140", "en")
+    # Where the original is there with a low rate alone, it is still the original.
+    low = [dubbed[0], audio("139", 22050, language="en", language_preference=10)]
+    assert chosen([video("134", 640, 360), *low]) == ["134", "139"]
+
+
+def test_progressive_alone_is_one_file() -> None:
+    assert chosen([STORYBOARD, ORDINARY[5]]) == ["18"]
+    # Pictures without any sound to go with them are no choice, however well they fit.
+    assert chosen([ORDINARY[5], video("136", 1280, 720)], size=720) == ["18"]
+
+
+def test_webm_alone() -> None:
+    formats = [video("243", 640, 360, "vp9"), video("244", 854, 480, "vp9")]
+    assert chosen([*formats, audio("251", 48000, "opus")]) == ["243", "251"]
+
+
+def test_formats_that_tell_no_codecs_are_taken_for_complete() -> None:
+    """As yt-dlp lists a file of a site that says nothing about it."""
+    assert chosen([{"format_id": "0", "url": "https://media.invalid/a.mp4"}]) == ["0"]
+
+
+def test_protected_formats_are_not_touched() -> None:
+    protected = [{**entry, "has_drm": True} for entry in ORDINARY if entry is not STORYBOARD]
+    assert refusal([STORYBOARD, *protected]) is Outcome.DRM
+    assert chosen([*protected, ORDINARY[5]]) == ["18"]
+
+
+def test_what_is_missing_is_told() -> None:
+    pictures, sounds = [video("134", 640, 360)], [audio("140", 44100)]
+    assert refusal(pictures) is Outcome.NO_AUDIO
+    assert refusal(sounds) is Outcome.NO_VIDEO
+    assert refusal([]) is Outcome.NO_FORMATS
+    assert refusal([STORYBOARD]) is Outcome.NO_FORMATS
+    without_url = [{**entry, "url": None} for entry in ORDINARY]
+    assert refusal(without_url) is Outcome.NO_FORMATS
+    assert refusal([{**ORDINARY[-1]}]) is Outcome.NO_FORMATS
+
+
+def test_reason_for_missing_formats_stands_in_the_warnings() -> None:
+    warning = "[youtube] x: Unable to download API page: HTTP Error 429: Too Many Requests"
+    assert refusal([], warning) is Outcome.HTTP_429
+
+
+_maybe_codec = st.sampled_from(["avc1.4d401e", "vp9", "av01.0.01M.08", "none"])
+_formats = st.lists(
+    st.fixed_dictionaries(
+        {
+            "format_id": st.sampled_from(["18", "134", "140", "140-drc", "251"]),
+            "url": st.sampled_from(["https://media.invalid/a", None]),
+            "vcodec": _maybe_codec,
+            "acodec": st.sampled_from(["mp4a.40.2", "opus", "none"]),
+        },
+        optional={
+            "width": st.sampled_from([None, 144, 360, 640]),
+            "height": st.sampled_from([None, 144, 360, 640]),
+            "tbr": st.sampled_from([None, 64, 128.5]),
+            "asr": st.sampled_from([None, 22050, 44100, 48000]),
+            "language": st.sampled_from([None, "en", "de"]),
+            "language_preference": st.sampled_from([None, -1, 10]),
+            "has_drm": st.booleans(),
+            "protocol": st.sampled_from(["https", "m3u8_native"]),
+        },
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data(), _formats)
+def test_choice_never_depends_on_the_order(data: Any, formats: list[dict[str, Any]]) -> None:
+    def result(listed: list[dict[str, Any]]) -> Any:
+        try:
+            picked = choose_formats(listed, 360, 44100, CODECS)
+        except ClipError as error:
+            return error.outcome
+        # What tells nothing from nothing is the same.
+        facts = ("format_id", "vcodec", "acodec", "language", "asr", "tbr")
+        return [
+            [entry.get(name) or None for name in facts]
+            + [min([side for side in (entry.get("width"), entry.get("height")) if side], default=0)]
+            for entry in picked
+        ]
+
+    shuffled = data.draw(st.permutations(formats))
+    first = result(formats)
+    assert result(shuffled) == first
+    if isinstance(first, list):
+        picked = choose_formats(formats, 360, 44100, CODECS)
+        assert all(entry["url"] and not entry.get("has_drm") for entry in picked)
+        assert any(entry["vcodec"] != "none" for entry in picked)
+        assert any(entry["acodec"] != "none" for entry in picked)
+
+
+# --- facts -------------------------------------------------------------------------------------
+
+_foreign = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: _foreign for name, _ in INFO_FIELDS} | {"url": _foreign}
+    )
+)
+def test_info_is_typed_whatever_the_site_says(info: dict[str, Any]) -> None:
+    found = typed_info(info)
+    assert list(found) == [name for name, _ in INFO_FIELDS]
+    for name, kind in INFO_FIELDS:
+        assert found[name] is None or type(found[name]) is kind
+        if kind is list:
+            assert all(type(item) is str for item in found[name] or [])
+
+
+def test_info_keeps_what_is_there() -> None:
+    found = typed_info({"view_count": "12", "duration": 10, "tags": ["a", 1], "title": ""})
+    assert (found["view_count"], found["duration"], found["tags"]) == (12, 10.0, ["a", "1"])
+    assert found["title"] == ""
+    assert found["like_count"] is None
+
+
+# --- extraction from the site ------------------------------------------------------------------
+
+
+@pytest.fixture
+def resolver(online: Sandbox) -> Iterator[Resolver]:
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, Reading())) as made,
+    ):
+        yield made
+
+
+def watch(video: str) -> str:
+    return f"https://www.youtube.com/watch?v={video}"
+
+
+def test_extraction_is_two_requests(resolver: Resolver, online: Sandbox) -> None:
+    """Also the second time in a thread; and all of it on one connection."""
+    online.reset()
+    for number in (11, 12):
+        with Budget(30).scope() as budget:
+            resolver.resolve(watch(video_id(number)))
+        assert budget.requests == 2
+        assert budget.bytes_received > 10_000
+    stats = online.stats()
+    assert (stats.requests["page"], stats.requests["player"]) == (2, 2)
+    assert sum(stats.requests.values()) == 4
+    assert sum(stats.bytes.values()) == pytest.approx(2 * budget.bytes_received, rel=0.1)
+    assert stats.connections == (1,)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "https://youtu.be/{}",
+        "https://m.youtube.com/watch?v={}&t=3",
+        "https://YouTube.com/shorts/{}",
+    ],
+)
+def test_forms_of_a_url(resolver: Resolver, form: str) -> None:
+    source = resolver.resolve(form.format(video_id(3)))
+    assert source.info["id"] == video_id(3)
+
+
+def test_source_tells_what_can_be_fetched(resolver: Resolver, online: Sandbox) -> None:
+    name = video_id(2, master="m60")
+    source = resolver.resolve(watch(name))
+    picture, sound = source.streams
+    renditions = {str(r.itag): r for r in online.masters["m60"].renditions}
+    assert picture.size == renditions[picture.format_id].size
+    assert sound.size == renditions[sound.format_id].size
+    assert (picture.audio_codec, sound.video_codec) == (None, None)
+    assert min(picture.width or 0, picture.height or 0) == 360
+    assert source.duration == pytest.approx(online.masters["m60"].spec.duration, abs=1)
+    assert "User-Agent" in source.headers
+    told = json.dumps(source.info)
+    assert "googlevideo" not in told
+    assert source.info["title"]
+    assert source.info["channel"]
+
+
+def test_dub_and_drc_of_the_site_are_left_alone(resolver: Resolver, online: Sandbox) -> None:
+    name = video_id(5)
+    source = resolver.resolve(watch(name))
+    assert "drc" not in source.streams[-1].format_id
+    assert "acont%3Ddubbed" not in source.streams[-1].url
+    plain = resolver.resolve(watch(video_id(6)))
+    assert source.streams[-1].format_id.partition("-")[0] == plain.streams[-1].format_id
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [
+        (Fault.PAGE_429, Outcome.HTTP_429),
+        (Fault.PAGE_503, Outcome.HTTP_5XX),
+        (Fault.PLAYER_429, Outcome.HTTP_429),
+        (Fault.LIVE, Outcome.LIVE),
+        (Fault.DRM, Outcome.DRM),
+        (Fault.SABR_ONLY, Outcome.NO_FORMATS),
+        (Fault.NO_AUDIO, Outcome.NO_AUDIO),
+        (Fault.NO_VIDEO, Outcome.NO_VIDEO),
+    ],
+)
+def test_holes_and_refusals_are_no_success(
+    resolver: Resolver, fault: Fault, outcome: Outcome
+) -> None:
+    """A page that failed would leave metadata out, though the formats are there."""
+    with Budget(20).scope(), pytest.raises(ClipError) as raised:
+        resolver.resolve(watch(video_id(1, fault=fault)))
+    assert raised.value.outcome is outcome
+    assert raised.value.detail
+
+
+def test_failure_does_not_stick_to_the_next_video(resolver: Resolver) -> None:
+    with pytest.raises(ClipError):
+        resolver.resolve(watch(video_id(1, fault=Fault.PAGE_429)))
+    assert len(resolver.resolve(watch(video_id(4))).streams) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["https://[broken/", "nonsense", "https://www.youtube.com/watch?v=x"]
+)
+def test_what_is_no_video_is_bad_input(resolver: Resolver, url: str) -> None:
+    with pytest.raises(ClipError) as raised:
+        resolver.resolve(url)
+    assert raised.value.outcome is Outcome.BAD_INPUT
+
+
+def test_close_leaves_nothing_behind(online: Sandbox) -> None:
+    """Each instance of yt-dlp adds a handler to a logger: those of all threads are gone."""
+    before = {name: len(_logger(name).handlers) for name in ("yt-dlp", "yt_dlp", "")}
+    closed: list[YoutubeDL] = []
+    with contextlib.closing(Network()) as network, pytest.MonkeyPatch.context() as patch:
+        close = YoutubeDL.close
+        patch.setattr(YoutubeDL, "close", lambda self: (closed.append(self), close(self)))
+        resolver = Resolver(network, Reading())
+        threads = [
+            threading.Thread(target=resolver.resolve, args=(watch(video_id(number)),))
+            for number in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        resolver.close()
+        assert len(set(map(id, closed))) == 3
+    assert {name: len(_logger(name).handlers) for name in before} == before
+
+
+def _logger(name: str) -> logging.Logger:
+    return logging.getLogger(name)
+
+
+# --- yt-dlp's requests over our network --------------------------------------------------------
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """Answers with what `answer` says, and keeps the requests."""
+
+    answer: Callable[[str, str], tuple[int, dict[str, str], bytes]]
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), SiteHandler)
+        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+
+    def url(self, path: str = "/", host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.server_port}{path}"
+
+
+class SiteHandler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+    server: Site
+
+    def do_GET(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.asked.append((self.command, self.path, headers, body))
+        status, told, data = type(self.server).answer(self.command, self.path)
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **told}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+        self.close_connection = "Content-Length" in told
+
+    do_POST = do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: standard error is not the place."""
+
+
+@contextlib.contextmanager
+def site(answer: Callable[[str, str], tuple[int, dict[str, str], bytes]]) -> Iterator[Site]:
+    server = type("_Site", (Site,), {"answer": staticmethod(answer)})()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def downloader(monkeypatch: pytest.MonkeyPatch) -> Iterator[YoutubeDL]:
+    """yt-dlp as the resolver sets it up."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, Reading())) as resolver,
+    ):
+        yield resolver._extractor(youtube=True)
+
+
+def redirecting(status: int, location: str) -> Callable[[str, str], Any]:
+    def answer(_: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if path == "/from":
+            return status, {"Location": location}, b"moved"
+        return 200, {}, b"here"
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("status", "method", "then"),
+    [
+        (301, "POST", "GET"),
+        (302, "POST", "GET"),
+        (303, "POST", "GET"),
+        (307, "POST", "POST"),
+        (308, "POST", "POST"),
+        (302, "GET", "GET"),
+        (303, "HEAD", "HEAD"),
+    ],
+)
+def test_redirect(downloader: YoutubeDL, status: int, method: str, then: str) -> None:
+    data = b"form" if method == "POST" else None
+    with site(redirecting(status, "/to")) as server:
+        request = Request(server.url("/from"), data=data, method=method)
+        with contextlib.closing(downloader.urlopen(request)) as response:
+            assert response.url == server.url("/to")
+            assert response.read() == (b"" if method == "HEAD" else b"here")
+    assert [asked[:2] for asked in server.asked] == [(method, "/from"), (then, "/to")]
+    assert server.asked[1][3] == (b"form" if then == "POST" else b"")
+
+
+def test_secrets_stay_with_their_host(downloader: YoutubeDL) -> None:
+    secrets = {"Authorization": "Basic eDp5", "Cookie": "a=b", "X-Other": "kept"}
+    with site(lambda *_: (200, {}, b"here")) as target:
+        location = target.url("/to", "localhost")
+        with site(redirecting(302, location)) as server:
+            request = Request(server.url("/from"), headers=secrets)
+            assert downloader.urlopen(request).read() == b"here"
+    assert server.asked[0][2]["authorization"] == "Basic eDp5"
+    assert target.asked[0][2]["x-other"] == "kept"
+    assert not {"authorization", "cookie"} & set(target.asked[0][2])
+
+
+@pytest.mark.parametrize("location", ["file:///etc/hostname", "ftp://127.0.0.1/"])
+def test_redirect_away_from_the_web_is_refused(downloader: YoutubeDL, location: str) -> None:
+    with site(redirecting(302, location)) as server, pytest.raises(RequestError, match="scheme"):
+        downloader.urlopen(server.url("/from"))
+
+
+def test_redirect_loop_is_bounded(downloader: YoutubeDL) -> None:
+    with site(redirecting(302, "/from")) as server, pytest.raises(HTTPError) as raised:
+        downloader.urlopen(server.url("/from"))
+    assert raised.value.redirect_loop
+    assert len(server.asked) < 30
+    raised.value.close()
+
+
+def test_cookies_are_kept_and_sent_where_they_belong(downloader: YoutubeDL) -> None:
+    def answer(_: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if path == "/from":
+            return 302, {"Location": "/to", "Set-Cookie": "one=1; Path=/"}, b""
+        return 200, {"Set-Cookie": "two=2; Path=/nowhere"}, b"here"
+
+    with site(answer) as server, site(answer) as other:
+        for path in ("/from", "/only/x", "/to"):
+            downloader.urlopen(server.url(path)).read()
+        downloader.urlopen(other.url("/to", "localhost")).read()
+    cookies = [asked[2].get("cookie") for asked in server.asked]
+    # From the redirect itself; and none outside of its path.
+    assert cookies == [None, "one=1", "one=1", "one=1"]
+    assert other.asked[0][2].get("cookie") is None
+
+
+@pytest.mark.parametrize("status", [304, 403, 404, 429, 503])
+def test_error_status_is_yt_dlps_own_error(downloader: YoutubeDL, status: int) -> None:
+    with site(lambda *_: (status, {}, b"" if status == 304 else b"why")) as server:
+        with pytest.raises(HTTPError) as raised:
+            downloader.urlopen(server.url())
+        assert raised.value.status == status
+        assert raised.value.response.read() == (b"" if status == 304 else b"why")
+
+
+def test_refusal_that_is_cut_short_is_still_one(downloader: YoutubeDL) -> None:
+    with (
+        site(lambda *_: (429, {"Content-Length": "100"}, b"half")) as server,
+        pytest.raises(HTTPError, match="429"),
+    ):
+        downloader.urlopen(server.url())
+
+
+def test_short_body_is_yt_dlps_own_error(downloader: YoutubeDL) -> None:
+    """So that its retrying sees what it knows, and no short page is taken for whole."""
+    with site(lambda *_: (200, {"Content-Length": "100"}, b"half")) as server:
+        response = downloader.urlopen(server.url())
+        with pytest.raises(IncompleteRead) as raised:
+            response.read()
+        assert (raised.value.partial, raised.value.expected) == (4, 96)
+        response.close()
+
+
+def test_compressed_body_is_decoded_and_charged_as_it_came(downloader: YoutubeDL) -> None:
+    import gzip
+
+    page = gzip.compress(b"page" * 10_000)
+    with (
+        site(lambda *_: (200, {"Content-Encoding": "gzip"}, page)) as server,
+        Budget(20).scope() as budget,
+    ):
+        assert downloader.urlopen(server.url()).read() == b"page" * 10_000
+    assert (budget.requests, budget.bytes_received) == (1, len(page))
+
+
+def test_file_of_another_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A direct link, through yt-dlp's generic extractor: one stream with whatever is in it."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with (
+        site(lambda *_: (200, {"Content-Type": "video/mp4"}, b"media")) as server,
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, Reading())) as resolver,
+    ):
+        source = resolver.resolve(server.url("/clip.mp4"))
+    assert [(stream.url, stream.container) for stream in source.streams] == [
+        (server.url("/clip.mp4"), "mp4")
+    ]
+    assert source.info["title"] == "clip"
