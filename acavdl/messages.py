@@ -54,7 +54,8 @@ _RULES: tuple[tuple[str, Outcome], ...] = (
     ("n challenge solving failed", Outcome.NO_FORMATS),
     ("require a gvs po token", Outcome.NO_FORMATS),
     # The wire. Before "unavailable": "HTTP Error 503: Service Unavailable" is no dead video.
-    ("http error 403", Outcome.HTTP_403_MEDIA),
+    ("unable to download video data: http error 403", Outcome.HTTP_403_MEDIA),
+    ("http error 403", Outcome.EXTRACTOR_BROKEN),
     ("http error 404", Outcome.UNAVAILABLE),
     ("http error 5", Outcome.HTTP_5XX),
     ("certificate verify failed", Outcome.TLS),

@@ -39,8 +39,9 @@ logger = logging.getLogger(__name__)
 SOCKET_TIMEOUT = 20.0
 #: Seconds between two strikes at work that goes on after its budget.
 _STRIKE_INTERVAL = 0.5
-#: Connections kept open per host, and hosts remembered: media hosts are many.
-_POOL_SIZE, _POOLS = 16, 64
+#: Connections kept open per host (one for each thread, at most), and hosts remembered: media hosts
+#: are many.
+_POOL_SIZE, _POOLS = 256, 64
 
 
 class BudgetExceededError(urllib3.exceptions.HTTPError):

@@ -180,6 +180,10 @@ class _Extractor(YoutubeDL):  # type: ignore[misc]
             raise _clip_error(error, self.warnings) from error
         except (YoutubeDLError, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise ClipError(classify(str(error), self.warnings), repr(error)) from error
+        except Exception as error:
+            # A page that an extractor does not know makes it trip over anything: its video fails.
+            logger.debug("yt-dlp failed on %s", url, exc_info=True)
+            raise ClipError(Outcome.EXTRACTOR_BROKEN, repr(error)) from error
         if info is None or info.get("_type", "video") != "video":
             kind = None if info is None else info.get("_type")
             raise ClipError(Outcome.BAD_INPUT, f"{url} is not one video but {kind}")

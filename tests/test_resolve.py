@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from yt_dlp import YoutubeDL
+from yt_dlp.extractor.youtube import YoutubeIE
 from yt_dlp.networking import Request
 from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, RequestError
 
@@ -574,3 +575,15 @@ def test_file_of_another_site(monkeypatch: pytest.MonkeyPatch) -> None:
         (server.url("/clip.mp4"), "mp4")
     ]
     assert source.info["title"] == "clip"
+
+
+def test_extractor_that_trips_over_a_page_fails_its_video_alone(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trip(*_: object) -> None:
+        raise TypeError("'NoneType' object is not subscriptable")
+
+    monkeypatch.setattr(YoutubeIE, "_extract_player_responses", trip)
+    with pytest.raises(ClipError, match="NoneType") as raised:
+        resolver.resolve(f"https://www.youtube.com/watch?v={video_id(1)}")
+    assert raised.value.outcome is Outcome.EXTRACTOR_BROKEN
