@@ -13,9 +13,10 @@ from typing import BinaryIO
 import urllib3
 import urllib3.exceptions
 
+from acavdl.budget import Budget
 from acavdl.errors import ClipError, Outcome
 from acavdl.models import Stream
-from acavdl.net import Budget, Network
+from acavdl.net import Network
 
 #: Larger ranges are throttled by the site (yt-dlp's own downloader asks for as much).
 CHUNK_BYTES = 10 << 20

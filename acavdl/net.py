@@ -1,26 +1,20 @@
-"""HTTP for everyone: pools, trust, proxies, and budgets that reach every socket and child.
+"""HTTP for everyone: connections, trust and proxies, all within budgets.
 
-One :class:`Network` per process holds one TLS context and the kept-alive connections; the
-extractor's requests and our own go through it. A :class:`Budget` bounds a piece of work by the
-wall clock. Threads can't be killed, so when a budget is used up a watchdog shuts down the
-connections and kills the child processes begun in its scope; what blocks on them then returns.
+One :class:`Network` holds one TLS context and the kept-alive connections; the extractor's requests
+and our own go through it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import logging
 import os
-import signal
 import socket
 import ssl
 import threading
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,189 +25,16 @@ import urllib3.exceptions
 from urllib3.util import Timeout, make_headers
 from urllib3.util.ssltransport import SSLTransport
 
+from acavdl.budget import Budget, BudgetExceededError
 from acavdl.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 #: Seconds without a byte before a connection counts as stalled; the budget may be shorter.
 SOCKET_TIMEOUT = 20.0
-#: Seconds between two strikes at work that goes on after its budget.
-_STRIKE_INTERVAL = 0.5
 #: Connections kept open per host (one for each thread, at most), and hosts remembered: media hosts
 #: are many.
 _POOL_SIZE, _POOLS = 256, 64
-
-
-class BudgetExceededError(urllib3.exceptions.HTTPError):
-    """No request is begun after the end of a budget."""
-
-
-class Budget:
-    """A bound on the wall clock of one piece of work in one thread, and what it used.
-
-    Parameters
-    ----------
-    seconds
-        How long the work may take.
-
-    Attributes
-    ----------
-    requests : int
-        HTTP requests sent inside the scope.
-    bytes_received : int
-        Bytes of bodies, as they came over the wire.
-    """
-
-    _local = threading.local()
-
-    def __init__(self, seconds: float) -> None:
-        self.deadline = time.monotonic() + seconds
-        self.requests = 0
-        self.bytes_received = 0
-        self._cancelled = False
-        self._connections: set[_Watched] = set()
-        self._thread_id: int | None = None
-        self._spared: frozenset[int] = frozenset()
-        self._lock = threading.Lock()
-
-    @classmethod
-    def current(cls) -> Budget | None:
-        """Return the budget whose scope this thread is in."""
-        return getattr(cls._local, "budget", None)
-
-    @property
-    def remaining(self) -> float:
-        """Seconds left, never negative."""
-        return 0.0 if self._cancelled else max(0.0, self.deadline - time.monotonic())
-
-    @property
-    def exceeded(self) -> bool:
-        """Whether the time is up (or the work was cancelled)."""
-        return self.remaining <= 0.0
-
-    def extend(self, seconds: float) -> None:
-        """Add time that the work did not use (waiting that the site asked for, say)."""
-        self.deadline += seconds
-
-    @contextlib.contextmanager
-    def scope(self) -> Iterator[Budget]:
-        """Make this the budget of the calling thread, and have the watchdog look after it."""
-        outer = Budget.current()
-        if outer is not None:
-            self.deadline = min(self.deadline, outer.deadline)
-        Budget._local.budget = self
-        thread_id = threading.get_native_id()
-        with self._lock:
-            self._spared = _children_of_thread(thread_id)
-            self._thread_id = thread_id
-        _watchdog.watch(self)
-        try:
-            yield self
-        finally:
-            Budget._local.budget = outer
-            _watchdog.forget(self)
-            with self._lock:
-                self._thread_id = None
-                self._connections.clear()
-
-    def use(self, connection: _Watched) -> None:
-        """Have `connection` shut down when the time is up; raise if that is now."""
-        if self.exceeded:
-            raise BudgetExceededError("the time for this clip is used up")
-        with self._lock:
-            self._connections.add(connection)
-
-    def cancel(self) -> None:
-        """End the work now, and what it may yet begin."""
-        self._cancelled = True
-        self.strike()
-        _watchdog.strike_from_now(self)
-
-    def strike(self) -> None:
-        """Shut down the connections in use and kill what the thread started in the scope."""
-        with self._lock:
-            if self._thread_id is None:
-                return
-            for connection in self._connections:
-                connection.shut_down(self)
-            for pid in _children_of_thread(self._thread_id) - self._spared:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-
-
-def _children_of_thread(thread_id: int) -> frozenset[int]:
-    """Return the processes that a thread of this process started (Linux; elsewhere none)."""
-    try:
-        listing = Path(f"/proc/self/task/{thread_id}/children").read_text()
-    except OSError:
-        return frozenset()
-    return frozenset(int(pid) for pid in listing.split())
-
-
-class _Watchdog:
-    """One daemon thread that strikes at budgets which are used up and still in scope."""
-
-    def __init__(self) -> None:
-        self._active: set[Budget] = set()
-        self._heap: list[tuple[float, int, Budget]] = []
-        self._order = itertools.count()
-        self._wake = threading.Condition()
-        self._thread: threading.Thread | None = None
-
-    def watch(self, budget: Budget) -> None:
-        with self._wake:
-            self._active.add(budget)
-            self._push(0.0 if budget.exceeded else budget.deadline, budget)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
-                self._thread.start()
-
-    def forget(self, budget: Budget) -> None:
-        with self._wake:
-            self._active.discard(budget)
-
-    def strike_from_now(self, budget: Budget) -> None:
-        with self._wake:
-            self._push(0.0, budget)
-
-    def cancel_all(self) -> None:
-        with self._wake:
-            budgets = list(self._active)
-        for budget in budgets:
-            budget.cancel()
-
-    def _push(self, moment: float, budget: Budget) -> None:
-        heapq.heappush(self._heap, (moment, next(self._order), budget))
-        self._wake.notify()
-
-    def _run(self) -> None:
-        while True:
-            budget = self._next_exceeded()
-            budget.strike()
-
-    def _next_exceeded(self) -> Budget:
-        """Wait for the next budget that is over; it stays watched until its scope ends."""
-        with self._wake:
-            while True:
-                now = time.monotonic()
-                if self._heap and self._heap[0][0] <= now:
-                    _, _, budget = heapq.heappop(self._heap)
-                    if budget not in self._active:
-                        continue
-                    exceeded = budget.exceeded
-                    self._push(now + _STRIKE_INTERVAL if exceeded else budget.deadline, budget)
-                    if exceeded:
-                        return budget
-                else:
-                    self._wake.wait(self._heap[0][0] - now if self._heap else None)
-
-
-_watchdog = _Watchdog()
-
-
-def cancel_all() -> None:
-    """End all work in budgets of this process now: its sockets and child processes with it."""
-    _watchdog.cancel_all()
 
 
 class _Watched(urllib3.connection.HTTPConnection):

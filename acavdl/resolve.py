@@ -36,11 +36,12 @@ from yt_dlp.networking.exceptions import (
 from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
 from yt_dlp.version import __version__ as _yt_dlp_version
 
+from acavdl.budget import Budget
 from acavdl.config import Reading
 from acavdl.errors import ClipError, Outcome, Scope
 from acavdl.messages import classify
 from acavdl.models import Source, Stream
-from acavdl.net import Budget, Network
+from acavdl.net import Network
 
 logger = logging.getLogger(__name__)
 

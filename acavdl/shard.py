@@ -22,6 +22,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from distributed import get_worker
 
+from acavdl.budget import Budget, cancel_all
 from acavdl.config import Config, Reading
 from acavdl.cut import cut_low
 from acavdl.errors import ClipError, Outcome, Retry, Stage
@@ -29,7 +30,7 @@ from acavdl.fetch import fetch_file
 from acavdl.governor import wait_for_lease
 from acavdl.ledger import Published, published, shard_name
 from acavdl.models import Clip, ClipResult, ShardReport, Source
-from acavdl.net import Budget, Network, cancel_all
+from acavdl.net import Network
 from acavdl.plan import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
 from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube

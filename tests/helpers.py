@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from acavdl.config import Config, Distribution, Reading, Storage
@@ -29,3 +33,85 @@ def write_csv(
         writer.writerow(header)
         writer.writerows(rows)
     return path
+
+
+@dataclass
+class Peer:
+    """A server whose connections are each served by `serve`, in a thread."""
+
+    serve: Callable[[Peer, socket.socket], None]
+    port: int = 0
+    busy: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+    heads: list[bytes] = field(default_factory=list)
+
+    def head(self, sock: socket.socket) -> bytes:
+        """Read a request (without body), byte by byte so that nothing behind it is taken."""
+        data = b""
+        while not data.endswith(b"\r\n\r\n"):
+            byte = sock.recv(1)
+            if not byte:
+                raise ConnectionError
+            data += byte
+        self.heads.append(data)
+        return data
+
+    def trickle(self, sock: socket.socket, byte: bytes = b"x") -> None:
+        """Send a byte ever so often, until the client is gone."""
+        self.busy.set()
+        while not self.over.wait(0.05):
+            sock.sendall(byte)
+
+    def fall_silent(self, sock: socket.socket) -> None:
+        self.busy.set()
+        self.over.wait()
+
+
+@contextlib.contextmanager
+def peer(serve: Callable[[Peer, socket.socket], None]) -> Iterator[Peer]:
+    """Run a server on an ephemeral port until the end of the block."""
+    made = Peer(serve)
+    threads: list[threading.Thread] = []
+    socks: list[socket.socket] = []
+
+    def handle(sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            serve(made, sock)
+
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            socks.append(sock)
+            threads.append(threading.Thread(target=handle, args=(sock,)))
+            threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made.port = listener.getsockname()[1]
+        acceptor = threading.Thread(target=accept)
+        acceptor.start()
+        try:
+            yield made
+        finally:
+            made.over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            acceptor.join()
+            for sock in socks:
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+def answers(peer: Peer, sock: socket.socket) -> None:
+    """Answer all requests of a connection with the connection's port."""
+    while True:
+        peer.head(sock)
+        body = str(sock.getpeername()[1]).encode()
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        if len(peer.heads) > 1:
+            # The second answer is held back until the test says so.
+            peer.busy.wait(60)
+        sock.sendall(body)

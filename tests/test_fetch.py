@@ -20,11 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import acavdl.fetch
+from acavdl.budget import Budget
 from acavdl.config import Reading
 from acavdl.errors import ClipError, Outcome
 from acavdl.fetch import fetch_file
 from acavdl.models import Stream
-from acavdl.net import Budget, Network
+from acavdl.net import Network
 from acavdl.resolve import Resolver
 from acavdl.sandbox import Sandbox, video_id
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acavdl.budget import Budget
 from acavdl.config import Reading
 from acavdl.errors import ClipError, Outcome, Scope
 from acavdl.messages import classify, normalise
-from acavdl.net import Budget, Network
+from acavdl.net import Network
 from acavdl.resolve import Resolver
 from acavdl.sandbox import Fault, Sandbox, video_id
 from acavdl.sandbox.catalog import Stage

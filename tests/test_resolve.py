@@ -18,9 +18,10 @@ from yt_dlp.extractor.youtube import YoutubeIE
 from yt_dlp.networking import Request
 from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, RequestError
 
+from acavdl.budget import Budget
 from acavdl.config import Reading
 from acavdl.errors import ClipError, Outcome
-from acavdl.net import Budget, Network
+from acavdl.net import Network
 from acavdl.resolve import INFO_FIELDS, Resolver, choose_formats, typed_info
 from acavdl.sandbox import Fault, Sandbox, video_id
 
