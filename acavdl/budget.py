@@ -191,7 +191,8 @@ class _Watchdog:
                     if exceeded:
                         return budget
                 else:
-                    self._wake.wait(self._heap[0][0] - now if self._heap else None)
+                    # Bounded: a lock can't wait for more than some hundred years.
+                    self._wake.wait(min(self._heap[0][0] - now, 3600.0) if self._heap else None)
 
 
 _watchdog = _Watchdog()

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,9 @@ def _ends_cleanly(command: Callable[..., int]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         from acavdl.errors import AcavdlError
 
+        # `kill`, scancel and a closed terminal end a run in order, as Ctrl-C does.
+        for name in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(name, signal.default_int_handler)
         try:
             code = command(*args, **kwargs)
         except AcavdlError as error:
@@ -104,8 +108,8 @@ _PROGRESS = click.option(
 def run(**options: Any) -> int:
     """Make the dataset on this machine, or what is missing of it."""
     from acavdl.config import Config, Distribution, Reading, Storage
-    from acavdl.run import run as run_line
-    from acavdl.run import tell
+    from acavdl.driver import run as run_line
+    from acavdl.driver import tell
 
     config = Config(
         Reading(

@@ -7,11 +7,13 @@ import os
 import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from typing import Any
 
 import dask
 from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
 from acavdl import shard
+from acavdl.errors import UsageError
 
 #: A shard is a long task with its own threads: one to each worker process, none held in reserve,
 #: and workers that die of a shard are told apart by our own count, not by Dask's three.
@@ -55,6 +57,16 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def _started(**options: Any) -> LocalCluster:
+    try:
+        return LocalCluster(**options)
+    except RuntimeError as error:
+        raise UsageError(
+            f"the worker processes do not start ({error}). In a script, begin the run under "
+            'if __name__ == "__main__": since each worker imports the script'
+        ) from error
+
+
 @contextlib.contextmanager
 def local_client(processes: int) -> Iterator[Client]:
     """Start worker processes with one Dask thread each on this machine, and end them with it."""
@@ -62,7 +74,7 @@ def local_client(processes: int) -> Iterator[Client]:
         stack.enter_context(dask.config.set(_DASK_CONFIG))
         with _interrupts_held_back():
             cluster = stack.enter_context(
-                LocalCluster(
+                _started(
                     n_workers=processes,
                     threads_per_worker=1,
                     processes=True,

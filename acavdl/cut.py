@@ -67,6 +67,11 @@ def cut_low(files: Sequence[Path], start: float, end: float) -> Cut:
                 raise ClipError(Outcome.NO_VIDEO, "the file has no picture")
             if not sound.streams.audio:
                 raise ClipError(Outcome.NO_AUDIO, "the file has no sound")
+            if None in (
+                picture.streams.video[0].codec_context,
+                sound.streams.audio[0].codec_context,
+            ):
+                raise ClipError(Outcome.CORRUPT, "a stream of a codec that nobody knows")
             return _cut(
                 _Track(picture, picture.streams.video[0], _lateness(files[0])),
                 _Track(sound, sound.streams.audio[0], _lateness(files[-1])),

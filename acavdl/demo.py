@@ -10,7 +10,7 @@ from pathlib import Path
 
 from acavdl.config import Config, Reading, Storage
 from acavdl.display import Mode, say
-from acavdl.run import run, tell
+from acavdl.driver import run, tell
 from acavdl.sandbox import DEMO_MASTERS, Fault, Sandbox, video_id
 
 _VIDEOS_PER_MASTER = 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from types import TracebackType
@@ -29,6 +31,18 @@ _STYLES = {
 }
 
 
+class _Stderr(Console):
+    """The user's terminal, or what stderr was sent to: nobody reading it must not end a run."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True)
+
+    def on_broken_pipe(self) -> None:
+        """Write into the void from now on (rich would exit)."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 class Display:
     """Shows a run until it ends; all of it goes to stderr.
 
@@ -47,7 +61,7 @@ class Display:
         self, snapshot: Callable[[], Snapshot], mode: Mode = "auto", console: Console | None = None
     ) -> None:
         self._snapshot = snapshot
-        self._console = console or Console(stderr=True)
+        self._console = console or _Stderr()
         self._mode = mode
         live = self._console.is_terminal and not self._console.is_dumb_terminal
         if mode == "auto" and not live:
@@ -175,7 +189,7 @@ def summary(
 ) -> list[RenderableType]:
     """Return what a person wants to know at the end: what there is, what is missing, and why."""
     ok = snapshot.counts.get(Outcome.OK, 0)
-    rate = ok / snapshot.seconds / snapshot.cores if snapshot.bytes_fetched else 0.0
+    rate = snapshot.successes_now / snapshot.seconds / snapshot.cores
     lines: list[RenderableType] = [
         Text(
             f"{ok:,} of {snapshot.total:,} clips in {snapshot.shards_done} of {snapshot.shards} "
@@ -196,7 +210,8 @@ def summary(
 
 
 def say(*lines: RenderableType) -> None:
-    """Write to stderr what is for the user to read."""
-    console = Console(stderr=True)
+    """Write to stderr what is for the user to read; text is shown as it is."""
+    console = _Stderr()
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=not isinstance(line, Table))
+        shown = Text(line) if isinstance(line, str) else line
+        console.print(shown, highlight=False, soft_wrap=not isinstance(shown, Table))

@@ -6,11 +6,11 @@ import contextlib
 import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import orjson
 
-import acavdl
 from acavdl.config import Config
 from acavdl.errors import PlanMismatchError, StorageError
 from acavdl.plan import Plan
@@ -18,6 +18,7 @@ from acavdl.storage import Store
 
 MANIFEST = "_acavdl/run.json"
 FORMAT_VERSION = 1
+_VERSION = version("acavdl")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def write_manifest(store: Store, plan: Plan, source: Mapping[str, Any], config: 
     """Record whose folder this is, once; its presence means that the plan is complete."""
     manifest = {
         "format_version": FORMAT_VERSION,
-        "acavdl": acavdl.__version__,
+        "acavdl": _VERSION,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "plan": {"digest": plan.digest, "videos": plan.videos, "sizes": list(plan.sizes)},
         "source": dict(source),
@@ -62,11 +63,11 @@ def read_manifest(store: Store) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = orjson.loads(store.read(MANIFEST))
-        version = manifest["format_version"]
-        if version != FORMAT_VERSION:
+        found = manifest["format_version"]
+        if found != FORMAT_VERSION:
             raise PlanMismatchError(
-                f"{store} was written in format {version}; this is acavdl "
-                f"{acavdl.__version__} with format {FORMAT_VERSION}"
+                f"{store} was written in format {found}; this is acavdl "
+                f"{_VERSION} with format {FORMAT_VERSION}"
             )
         plan_of(manifest)
         _made_with(manifest)
@@ -107,10 +108,19 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
 
 
 def published(store: Store, shard: int) -> Published | None:
-    """Return the stats of a shard if it is published: stats, and tar and parquet as they say."""
+    """Return the stats of a shard if it is published: stats, and tar and parquet as they say.
+
+    Raises
+    ------
+    StorageError
+        If the store does not tell: what can't be read for now is not to be made again.
+    """
     name = shard_name(shard)
-    with contextlib.suppress(StorageError, orjson.JSONDecodeError, KeyError, TypeError):
-        stats = orjson.loads(store.read(f"{name}_stats.json"))
+    if store.size(f"{name}_stats.json") is None:
+        return None
+    content = store.read(f"{name}_stats.json")
+    with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
+        stats = orjson.loads(content)
         sizes = stats["files"]
         if all(store.size(f"{name}.{kind}") == sizes[kind]["bytes"] for kind in ("tar", "parquet")):
             return Published(shard, stats["count"], stats["outcomes"])

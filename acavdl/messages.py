@@ -85,6 +85,8 @@ _RULES: tuple[tuple[str, Outcome], ...] = (
     ("no suitable extractor found for url", Outcome.BAD_INPUT),
     ("is not a valid url", Outcome.BAD_INPUT),
     ("invalid ipv6 url", Outcome.BAD_INPUT),
+    ("failed to parse", Outcome.BAD_INPUT),
+    ("label empty or too long", Outcome.BAD_INPUT),
 )
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")

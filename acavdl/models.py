@@ -96,7 +96,8 @@ class Source:
 
     `streams` holds one stream with picture and sound, or a picture and a sound stream, in
     that order. `available_at` is in seconds since the epoch (None: at once), `duration` in
-    seconds as the site says it (often rounded to whole ones).
+    seconds as the site says it (often rounded to whole ones). `counts` holds views, likes and the
+    like: they change by the hour.
     """
 
     streams: tuple[Stream, ...]
@@ -104,6 +105,7 @@ class Source:
     available_at: float | None
     duration: float | None
     info: Mapping[str, Any]
+    counts: Mapping[str, int | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class ClipResult:
     detail: str | None
     cut: Cut | None = None
     info: Mapping[str, Any] | None = None
+    counts: Mapping[str, int | None] = field(default_factory=dict)
     format_id: str | None = None
     video_duration: float | None = None
     bytes_fetched: int = 0

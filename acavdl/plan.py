@@ -106,6 +106,24 @@ def write_plan(store: Store, numbered: pd.DataFrame) -> Plan:
     return Plan(digest.hexdigest(), numbered["video_id"].nunique(), tuple(sizes))
 
 
+def check_plan(store: Store, plan: Plan) -> None:
+    """See that the plan's files are what `write_plan` wrote.
+
+    Raises
+    ------
+    StorageError
+        If one is missing or was changed.
+    """
+    digest = hashlib.sha256()
+    for part in range(0, len(plan.sizes), SHARDS_PER_PART):
+        digest.update(store.sha256(part_name(part)).encode())
+    if digest.hexdigest() != plan.digest:
+        raise StorageError(
+            f"the plan in {store.path(PLAN_FOLDER)} was changed since it was made: put it back, or "
+            "use another output folder"
+        )
+
+
 def part_name(shard: int) -> str:
     """Return the name of the plan's file that holds a shard."""
     return f"{PLAN_FOLDER}/part-{shard // SHARDS_PER_PART:05d}.parquet"

@@ -61,6 +61,8 @@ class Snapshot:
     videos_per_second_core, attempts_per_second, megabytes_per_second
         Over the last 30 s: clips finished OK per second and core; clips finished either way; media
         and pages fetched.
+    successes_now
+        Clips finished OK by this run, without those of earlier ones.
     held_back
         Seconds until the rate allows the next video; None where it holds nobody back.
     eta
@@ -79,6 +81,7 @@ class Snapshot:
     attempts_per_second: float
     megabytes_per_second: float
     eta: float | None
+    successes_now: int = 0
     held_back: float | None = None
 
 
@@ -171,9 +174,10 @@ class RollUp:
             cores=self._cores,
             seconds=elapsed,
             bytes_fetched=fetched,
-            videos_per_second_core=(ok - ok_then) / span / self._cores,
-            attempts_per_second=(finished - finished_then) / span,
-            megabytes_per_second=(fetched - fetched_then) / span / 1e6,
+            videos_per_second_core=max(0, ok - ok_then) / span / self._cores,
+            attempts_per_second=max(0, finished - finished_then) / span,
+            megabytes_per_second=max(0, fetched - fetched_then) / span / 1e6,
             eta=left * elapsed / finished if finished and left > 0 else (None if left else 0.0),
+            successes_now=ok,
             held_back=min((t - now for t in self._held_until.values() if t > now), default=None),
         )

@@ -61,10 +61,6 @@ INFO_FIELDS: tuple[tuple[str, type], ...] = (
     ("uploader_id", str),
     ("upload_date", str),
     ("duration", float),
-    ("view_count", int),
-    ("like_count", int),
-    ("comment_count", int),
-    ("channel_follower_count", int),
     ("age_limit", int),
     ("availability", str),
     ("live_status", str),
@@ -74,6 +70,8 @@ INFO_FIELDS: tuple[tuple[str, type], ...] = (
     ("tags", list),
     ("webpage_url", str),
 )
+#: What changes by the hour stands in the parquet, so that the same media give the same samples.
+COUNT_FIELDS = ("view_count", "like_count", "comment_count", "channel_follower_count")
 
 
 class Resolver:
@@ -124,6 +122,7 @@ class Resolver:
             available_at=max(waits, default=None),
             duration=_number(info.get("duration")),
             info=typed_info(info),
+            counts={name: _typed(info.get(name), int) for name in COUNT_FIELDS},
         )
 
     def close(self) -> None:
@@ -189,6 +188,9 @@ class _Extractor(YoutubeDL):  # type: ignore[misc]
             kind = None if info is None else info.get("_type")
             raise ClipError(Outcome.BAD_INPUT, f"{url} is not one video but {kind}")
         return dict(info)
+
+    def save_cookies(self) -> None:
+        """Leave the user's cookie file alone: many threads would write it at once."""
 
     def headers_for(self, entry: Mapping[str, Any]) -> dict[str, str]:
         """Return the headers that go with a format's media URL."""

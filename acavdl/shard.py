@@ -25,7 +25,7 @@ from distributed import get_worker
 from acavdl.budget import Budget, cancel_all
 from acavdl.config import Config, Reading
 from acavdl.cut import cut_low
-from acavdl.errors import ClipError, Outcome, Retry, Stage
+from acavdl.errors import ClipError, Outcome, Retry, StorageError
 from acavdl.fetch import fetch_file
 from acavdl.governor import wait_for_lease
 from acavdl.ledger import Published, published, shard_name
@@ -35,7 +35,7 @@ from acavdl.plan import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
 from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube
 from acavdl.storage import Store
-from acavdl.writer import Finished, SampleWriter, parquet_table, row_of
+from acavdl.writer import Finished, SampleWriter, parquet_table, row_of, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ _Result = TypeVar("_Result")
 #: Videos whose clips may wait for an earlier one, for each thread: bounds the finished clips in
 #: memory, and lets the threads go on while one video takes its time.
 _AHEAD = 2
+#: Seconds that a site may ask to wait before its media are there.
+_LONGEST_WAIT = 600.0
 
 #: Columns of what `process_shard` returns: one row for each shard.
 REPORT = {
@@ -145,24 +147,27 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
             counter.add(result)
         samples.close()
         pq.write_table(parquet_table(rows), parquet)
-        found = published(store, shard)
-        if found is not None:
-            # Another copy of this task was quicker: what stands there stays.
-            return _present(found, host)
-        tar.commit()
-        parquet.commit()
-        stats = {
-            **_reference_stats(counter.counts, started_at, time.monotonic() - begun),
-            "bytes_downloaded": counter.bytes_fetched,
-            "outcomes": dict(counter.counts),
-            "host": host,
-            "files": {
-                "tar": {"bytes": tar.size, "sha256": tar.sha256},
-                "parquet": {"bytes": parquet.size, "sha256": parquet.sha256},
-            },
-        }
-        # Last: a shard counts as published when its stats are there and tell the truth.
-        store.write(f"{name}_stats.json", orjson.dumps(stats, option=orjson.OPT_INDENT_2))
+        with store.lock(name):
+            found = published(store, shard)
+            if found is not None:
+                # Another copy of this task was quicker: what stands there stays.
+                return _present(found, host)
+            tar.commit()
+            parquet.commit()
+            stats = {
+                **_reference_stats(counter.counts, started_at, time.monotonic() - begun),
+                "bytes_downloaded": counter.bytes_fetched,
+                "outcomes": dict(counter.counts),
+                "host": host,
+                "files": {
+                    "tar": {"bytes": tar.size, "sha256": tar.sha256},
+                    "parquet": {"bytes": parquet.size, "sha256": parquet.sha256},
+                },
+            }
+            # Last: a shard counts as published when its stats are there and tell the truth.
+            store.write(f"{name}_stats.json", orjson.dumps(stats, option=orjson.OPT_INDENT_2))
+            if published(store, shard) is None:
+                raise StorageError(f"shard {name} is not there, though it was just published")
     return ShardReport(
         shard=shard,
         state="done",
@@ -193,14 +198,15 @@ def _reference_stats(
     counts: Counter[str], started_at: datetime.datetime, seconds: float
 ) -> dict[str, object]:
     """Return the keys of the reference's ``_stats.json``; times in its format, in UTC."""
-    failed = {name: n for name, n in counts.items() if name != Outcome.OK}
-    in_cut = sum(n for name, n in failed.items() if Outcome(name).stage is Stage.CUT)
+    status = Counter[str]()
+    for name, number in counts.items():
+        status[status_of(Outcome(name))] += number
     ended_at = started_at + datetime.timedelta(seconds=seconds)
     return {
         "count": counts.total(),
-        "successes": counts[Outcome.OK],
-        "failed_to_download": sum(failed.values()) - in_cut,
-        "failed_to_subsample": in_cut,
+        "successes": status["success"],
+        "failed_to_download": status["failed_to_download"],
+        "failed_to_subsample": status["failed_to_subsample"],
         "duration": seconds,
         "start_time": started_at.timestamp(),
         "end_time": ended_at.timestamp(),
@@ -261,19 +267,17 @@ class _Maker:
 
     def _video(self, clips: list[Clip]) -> list[ClipResult]:
         """Return the results of the clips of one video."""
-        if self._worker is not None and is_youtube(clips[0].url):
-            wait_for_lease(self._worker, self._egress, _stopping)
         budget = Budget(self._reading.timeout * len(clips))
         with budget.scope(), tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            results = self._attempt(clips, budget, Path(folder))
-        first = replace(results[0], bytes_fetched=budget.bytes_received, requests=budget.requests)
-        return [first, *results[1:]]
+            first, *others = self._attempt(clips, budget, Path(folder))
+        # What the video cost stands with the first of its clips, so that sums are right.
+        first = replace(first, bytes_fetched=budget.bytes_received, requests=budget.requests)
+        return [first, *(replace(other, seconds={}) for other in others)]
 
     def _attempt(self, clips: list[Clip], budget: Budget, folder: Path) -> list[ClipResult]:
         seconds: dict[str, float] = {}
-        attempts = 0
-        while True:
-            attempts += 1
+        for attempt in (1, 2):
+            self._take_lease(clips[0].url, budget)
             try:
                 with _timed(seconds, "resolve"):
                     source = self._resolver.resolve(clips[0].url)
@@ -281,21 +285,37 @@ class _Maker:
                 with _timed(seconds, "fetch"):
                     files = self._fetch(source, folder)
             except ClipError as error:
-                # A refused media URL may have expired: one fresh extraction tells.
-                if error.outcome is Outcome.HTTP_403_MEDIA and attempts == 1:
-                    continue
                 failed = _in_time(error, budget)
+                # A refused media URL may have expired: one fresh extraction tells.
+                if failed.outcome is Outcome.HTTP_403_MEDIA and attempt == 1:
+                    continue
                 return [
                     ClipResult(
-                        clip, failed.outcome, failed.detail, attempts=attempts, seconds=seconds
+                        clip, failed.outcome, failed.detail, attempts=attempt, seconds=seconds
                     )
                     for clip in clips
                 ]
-            # What the video cost stands with the first of its clips, so that sums are right.
-            return [
-                self._cut(clip, source, files, seconds if clip is clips[0] else {}, attempts)
-                for clip in clips
-            ]
+            break
+        made = ClipResult(
+            clips[0],
+            Outcome.OK,
+            None,
+            info=source.info,
+            counts=source.counts,
+            format_id="+".join(stream.format_id for stream in source.streams),
+            video_duration=source.duration,
+            attempts=attempt,
+            seconds=seconds,
+        )
+        with _timed(seconds, "cut"):
+            return [_cut(replace(made, clip=clip), files, budget) for clip in clips]
+
+    def _take_lease(self, url: str, budget: Budget) -> None:
+        """Wait until the governor allows a request to the site; that is no time of the clip."""
+        if self._worker is not None and is_youtube(url):
+            budget.extend(wait_for_lease(self._worker, self._egress, _stopping))
+        if _stopping.is_set():
+            raise StoppedError
 
     def _fetch(self, source: Source, folder: Path) -> list[Path]:
         files = []
@@ -305,29 +325,15 @@ class _Maker:
             files.append(path)
         return files
 
-    def _cut(
-        self,
-        clip: Clip,
-        source: Source,
-        files: Sequence[Path],
-        seconds: dict[str, float],
-        attempts: int,
-    ) -> ClipResult:
-        common = ClipResult(
-            clip,
-            Outcome.OK,
-            None,
-            info=source.info,
-            format_id="+".join(stream.format_id for stream in source.streams),
-            video_duration=source.duration,
-            attempts=attempts,
-            seconds=seconds,
-        )
-        try:
-            with _timed(seconds, "cut"):
-                return replace(common, cut=cut_low(files, clip.start, clip.end))
-        except ClipError as error:
-            return replace(common, outcome=error.outcome, detail=error.detail)
+
+def _cut(made: ClipResult, files: Sequence[Path], budget: Budget) -> ClipResult:
+    """Return `made` with its cut, or with what came in its way."""
+    if budget.exceeded:
+        return replace(made, outcome=Outcome.TIMEOUT, detail="no time was left for the cut")
+    try:
+        return replace(made, cut=cut_low(files, made.clip.start, made.clip.end))
+    except ClipError as error:
+        return replace(made, outcome=error.outcome, detail=error.detail)
 
 
 def _in_order(
@@ -363,8 +369,16 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
 
 
 def _wait_until(available_at: float | None, budget: Budget) -> None:
-    """Wait as long as the site asks; the time of the clip doesn't run meanwhile."""
+    """Wait as long as the site asks; the time of the clip doesn't run meanwhile.
+
+    Raises
+    ------
+    ClipError
+        If it asks for more than an advertisement could last.
+    """
     seconds = 0.0 if available_at is None else available_at - time.time()
+    if seconds > _LONGEST_WAIT:
+        raise ClipError(Outcome.TIMEOUT, f"the site asks to wait {seconds:.0f} s")
     if seconds > 0:
         budget.extend(seconds)
         _stopping.wait(seconds)

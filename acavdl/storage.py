@@ -7,6 +7,7 @@ flushed to the disk, and renamed.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import fsspec.core
 import fsspec.implementations.local
@@ -42,8 +44,10 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        if not url or "::" in url:
+            raise UsageError(f"output folder {url!r}: give the path of a folder")
         try:
-            filesystem, path = fsspec.core.url_to_fs(str(url))
+            filesystem, path = fsspec.core.url_to_fs(url)
         except (ValueError, ImportError, OSError) as error:
             raise UsageError(f"output folder {url}: {error}") from error
         if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
@@ -103,6 +107,32 @@ class Store:
         """
         with _told("read", self.root / name):
             return (self.root / name).read_bytes()
+
+    def sha256(self, name: str) -> str:
+        """Return the hash of a file's content, as hex.
+
+        Raises
+        ------
+        StorageError
+            If it can't be read.
+        """
+        path = self.root / name
+        with _told("read", path), path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Keep other processes out of the block, on all hosts that honour ``flock``.
+
+        The file system lets go of the lock when its holder dies. Where there is none, the block
+        runs without.
+        """
+        path = self.root / f".{name}.lock"
+        with _locked(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a small file in one step.
@@ -216,6 +246,20 @@ def _told(action: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot {action} {path}: {error.strerror or error}") from error
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Return the file at `path`, open and locked."""
+    while True:
+        with _told("write to", path.parent):
+            file = path.open("ab")
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Whoever held it before has removed it, and another one may stand there by now.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
 
 
 def _sync_folder(folder: Path) -> None:

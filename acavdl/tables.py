@@ -68,7 +68,6 @@ class Table:
 
     clips: pd.DataFrame
     rejected: tuple[Rejected, ...]
-    has_captions: bool
 
 
 class _BadRowError(ValueError):
@@ -105,7 +104,7 @@ def read_table(
         The file; its ending tells the format.
     url_col, clip_col, caption_col
         Names of columns, where they are not the usual ones: ``videoID, start, end``, or a link
-        (``url``, ``video_link``, …) and ``clips``.
+        (``url``, ``video_link``, …) and ``clips``; with both, ``clips`` counts.
 
     Raises
     ------
@@ -142,7 +141,8 @@ def _read(url_list: str) -> Any:
             raise UsageError(f"{url_list}: the first row has more fields than the header")
         return frame
     if suffix == ".parquet":
-        return dd.read_parquet(url_list, filesystem="arrow")
+        # pyarrow takes a relative path for a URL without a scheme.
+        return dd.read_parquet(str(Path(url_list).absolute()), filesystem="arrow")
     raise UsageError(f"{url_list}: a table is a .csv or .parquet file")
 
 
@@ -185,7 +185,7 @@ def find_columns(
             f"{url_list} has the columns: {', '.join(map(str, names))}. Expected: videoID, start "
             "and end; or a link (url, video_link) and clips; or --url-col and --clip-col"
         )
-    if clips is not None and (clip_col is not None or start is None or end is None):
+    if clips is not None:
         return Columns(video, clips, None, None, caption_col)
     return Columns(video, None, start, end, caption_col)
 
@@ -227,7 +227,7 @@ def clean(frame: pd.DataFrame, columns: Columns) -> Table:
     clips = pd.DataFrame(
         rows, columns=["video_id", "url", "start_ms", "end_ms", "caption"], dtype=object
     ).astype({"start_ms": "int64", "end_ms": "int64"})
-    return Table(clips, tuple(rejected), columns.caption is not None)
+    return Table(clips, tuple(rejected))
 
 
 def _texts(column: pd.Series) -> list[str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -11,7 +10,7 @@ import orjson
 import pyarrow as pa
 import webdataset
 
-from acavdl.errors import Outcome
+from acavdl.errors import Outcome, Stage
 from acavdl.models import ClipResult
 
 #: The parquet beside each tar: one row per planned clip. Times are in seconds, sizes in bytes.
@@ -43,6 +42,10 @@ SCHEMA = pa.schema(
         ("av_offset", pa.float64()),
         ("format_id", pa.string()),
         ("video_duration", pa.float64()),
+        ("view_count", pa.int64()),
+        ("like_count", pa.int64()),
+        ("comment_count", pa.int64()),
+        ("channel_follower_count", pa.int64()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
         ("bytes_fetched", pa.int64()),
@@ -72,9 +75,7 @@ def sample_json(result: ClipResult) -> dict[str, Any]:
     The reference's keys come first; ``cut`` holds what plan and media determine. Nothing in it
     differs from run to run.
     """
-    clip, cut = result.clip, result.cut
-    if cut is None:
-        raise ValueError(f"{clip.key} has no sample: {result.outcome}")
+    clip = result.clip
     return {
         "key": clip.key,
         "url": clip.url,
@@ -83,23 +84,31 @@ def sample_json(result: ClipResult) -> dict[str, Any]:
         "error_message": None,
         "clips": [[clip.start, clip.end]],
         "yt_meta_dict": {"info": dict(result.info or {})},
-        "cut": {
-            "video_id": clip.video_id,
-            "start": clip.start,
-            "end": clip.end,
-            "actual_start": cut.actual_start,
-            "actual_end": cut.actual_end,
-            "frames": cut.frames,
-            "fps": cut.fps,
-            "width": cut.width,
-            "height": cut.height,
-            "video_codec": cut.video_codec,
-            "audio_codec": cut.audio_codec,
-            "sample_rate": cut.sample_rate,
-            "channels": cut.channels,
-            "av_offset": cut.av_offset,
-            "format_id": result.format_id,
-        },
+        "cut": cut_facts(result),
+    }
+
+
+def cut_facts(result: ClipResult) -> dict[str, Any]:
+    """Return what plan and media determine of a successful clip's cut; times in seconds."""
+    clip, cut = result.clip, result.cut
+    if cut is None:
+        raise ValueError(f"{clip.key} has no sample: {result.outcome}")
+    return {
+        "video_id": clip.video_id,
+        "start": clip.start,
+        "end": clip.end,
+        "actual_start": cut.actual_start,
+        "actual_end": cut.actual_end,
+        "frames": cut.frames,
+        "fps": cut.fps,
+        "width": cut.width,
+        "height": cut.height,
+        "video_codec": cut.video_codec,
+        "audio_codec": cut.audio_codec,
+        "sample_rate": cut.sample_rate,
+        "channels": cut.channels,
+        "av_offset": cut.av_offset,
+        "format_id": result.format_id,
     }
 
 
@@ -142,9 +151,9 @@ class SampleWriter:
 def row_of(result: ClipResult, finished: Finished, finished_at_ms: int) -> dict[str, Any]:
     """Return the parquet row of a clip, successful or not."""
     clip, cut = result.clip, result.cut
-    facts: Mapping[str, Any] = {} if cut is None else sample_json(result)["cut"]
-    row = {
-        **{name: facts.get(name) for name in SCHEMA.names if name in facts},
+    row: dict[str, Any] = {
+        **({} if cut is None else cut_facts(result)),
+        **result.counts,
         "key": clip.key,
         "video_id": clip.video_id,
         "url": clip.url,
@@ -177,7 +186,7 @@ def status_of(outcome: Outcome) -> str:
     """Return the reference's word for an outcome."""
     if outcome is Outcome.OK:
         return "success"
-    return "failed_to_subsample" if outcome.stage == "cut" else "failed_to_download"
+    return "failed_to_subsample" if outcome.stage is Stage.CUT else "failed_to_download"
 
 
 def parquet_table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers import QUICK, write_csv
 
-import acavdl.run
+from acavdl import driver
 from acavdl.demo import environment
+from acavdl.driver import RunReport
 from acavdl.errors import Outcome
-from acavdl.run import RunReport
 from acavdl.sandbox import DEMO_MASTERS, Fault, Sandbox, parse, video_id
 from acavdl.sandbox.probe import probe
 
@@ -133,7 +133,7 @@ def made(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("line")
     table = write_csv(folder / "clips.csv", table_rows())
     with environment(sandbox.environ()):
-        report = acavdl.run.run(str(table), str(folder / "out"), config=QUICK, progress="quiet")
+        report = driver.run(str(table), str(folder / "out"), config=QUICK, progress="quiet")
     out = folder / "out"
     return Made(out, table, report, rows_of(out), read_tars(out))
 
@@ -264,7 +264,7 @@ def test_nothing_else_lies_in_the_folder(made: Made) -> None:
 
 def test_a_second_run_makes_the_same_bytes(made: Made, online: Sandbox, tmp_path: Path) -> None:
     """Byte-identical tars, though threads, waits and retries came differently."""
-    again = acavdl.run.run(str(made.table), str(tmp_path / "again"), config=QUICK, progress="quiet")
+    again = driver.run(str(made.table), str(tmp_path / "again"), config=QUICK, progress="quiet")
     assert again.successes == made.report.successes
     for path in sorted(made.folder.glob("*.tar")):
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
@@ -277,7 +277,7 @@ def test_running_again_goes_on_behind_the_published_shards(made: Made, online: S
     before = {path.name: path.stat().st_mtime_ns for path in made.folder.glob("*.tar")}
     content = (made.folder / f"{name}.tar").read_bytes()
     (made.folder / f"{name}.tar").write_bytes(content[: len(content) // 2])
-    report = acavdl.run.run(str(made.table), str(made.folder), config=QUICK, progress="quiet")
+    report = driver.run(str(made.table), str(made.folder), config=QUICK, progress="quiet")
     after = {path.name: path.stat().st_mtime_ns for path in made.folder.glob("*.tar")}
     assert {file for file in after if after[file] != before[file]} == {f"{name}.tar"}
     assert (made.folder / f"{name}.tar").read_bytes() == content

@@ -14,8 +14,7 @@ from helpers import write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acavdl import run as driver
-from acavdl import shard
+from acavdl import driver, shard
 from acavdl.cluster import local_client
 from acavdl.config import Config, Distribution, Reading, Storage
 from acavdl.governor import Bucket, Governor, install, wait_for_lease

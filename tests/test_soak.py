@@ -12,7 +12,7 @@ import psutil
 import pytest
 from helpers import write_csv
 
-from acavdl import run as driver
+from acavdl import driver
 from acavdl.cluster import local_client
 from acavdl.config import Config, Distribution, Reading, Storage
 from acavdl.sandbox import Fault, Sandbox, video_id

@@ -11,7 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 from helpers import write_csv
 
-from acavdl import run as driver
+from acavdl import driver
 from acavdl.config import Config, Distribution, Reading, Storage
 from acavdl.errors import PlanMismatchError
 from acavdl.sandbox import Fault, Sandbox, video_id

@@ -22,7 +22,7 @@ from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
 from acavdl.ledger import check_manifest, plan_of, published, read_manifest, write_manifest
 from acavdl.models import ShardReport
 from acavdl.net import Network
-from acavdl.plan import SCHEMA, Plan, number_clips, read_shard, write_plan
+from acavdl.plan import SCHEMA, Plan, check_plan, number_clips, read_shard, write_plan
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.storage import Store
@@ -53,6 +53,8 @@ class RunReport:
         Cause of failure (storage, a bug) by shard; they are made by the next run.
     rejected
         Rows of the table that could not be used (only when the plan was made by this run).
+    duplicates
+        Rows left out because an earlier one asks for the same span of the same video.
     resumed
         Whether the folder held the plan already.
     """
@@ -61,6 +63,7 @@ class RunReport:
     snapshot: Snapshot
     failed_shards: Mapping[int, str] = field(default_factory=dict)
     rejected: Sequence[Rejected] = ()
+    duplicates: int = 0
     resumed: bool = False
 
     @property
@@ -111,7 +114,8 @@ def run(
         # What is wrong with certificates or proxies is better said now than by each worker.
         Network(config.reading.ytdlp.get("proxy")).close()
     columns = {"url_col": url_col, "clip_col": clip_col, "caption_col": caption_col}
-    plan, rejected, resumed = prepare(store, url_list, columns, config)
+    prepared = prepare(store, url_list, columns, config)
+    plan = prepared.plan
     done = {
         shard: found
         for shard in range(len(plan.sizes))
@@ -119,13 +123,13 @@ def run(
     }
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
     with contextlib.ExitStack() as stack:
+        cores = process_count(config.distribution.processes_count)
         if missing and client is None:
             # Ours to remove, whatever becomes of the workers that use it.
             tmp_dir = stack.enter_context(_scratch(tmp_dir))
-            processes = min(process_count(config.distribution.processes_count), len(missing))
-            client = stack.enter_context(local_client(processes))
-        # A worker has one thread of Dask's and one core (a client of the user's may differ).
-        cores = sum(client.nthreads().values()) if client is not None else 1
+            client = stack.enter_context(local_client(min(cores, len(missing))))
+        elif client is not None:
+            cores = sum(client.nthreads().values())
         roll_up = RollUp(plan.sizes, cores)
         for shard, found in done.items():
             roll_up.add_published(shard, found.counts)
@@ -135,7 +139,14 @@ def run(
             job = Job(str(store), config, captions=caption_col is not None, tmp_dir=tmp_dir)
             governor.install(client, config.reading.rate_limit)
             failed = _work_off(client, missing, job, roll_up)
-    return RunReport(str(store), roll_up.snapshot(), failed, rejected, resumed)
+    return RunReport(
+        str(store),
+        roll_up.snapshot(),
+        failed,
+        prepared.rejected,
+        prepared.duplicates,
+        prepared.resumed,
+    )
 
 
 @contextlib.contextmanager
@@ -159,10 +170,20 @@ def tell(report: RunReport) -> int:
     return ShardError.exit_code if report.failed_shards else 0
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A plan, and what was learnt when it was made (nothing, if it was there)."""
+
+    plan: Plan
+    rejected: tuple[Rejected, ...] = ()
+    duplicates: int = 0
+    resumed: bool = False
+
+
 def prepare(
     store: Store, url_list: str, columns: Mapping[str, str | None], config: Config
-) -> tuple[Plan, tuple[Rejected, ...], bool]:
-    """Return the folder's plan, made now if it is new; the rejected rows; whether it was there.
+) -> Prepared:
+    """Return the folder's plan, made now if it is new.
 
     Raises
     ------
@@ -175,12 +196,14 @@ def prepare(
     manifest = read_manifest(store)
     if manifest is not None:
         check_manifest(store, manifest, {**source, **config.fingerprint()})
-        return plan_of(manifest), (), True
+        plan = plan_of(manifest)
+        check_plan(store, plan)
+        return Prepared(plan, resumed=True)
     table = read_table(url_list, **columns)
     numbered = number_clips(table.clips, config.storage.number_sample_per_shard)
     plan = write_plan(store, numbered)
     write_manifest(store, plan, {"url_list": url_list, **source}, config)
-    return plan, table.rejected, False
+    return Prepared(plan, table.rejected, duplicates=len(table.clips) - plan.clips)
 
 
 def shard_frame(shards: Sequence[int], job: Job) -> Any:
