@@ -24,7 +24,8 @@ class Reading:
     codecs
         Video codecs by preference among formats of one size.
     timeout
-        Seconds of wall clock for each clip, all its requests and cutting included.
+        Seconds of wall clock for each clip, its requests included; the clips of a video share the
+        sum of theirs.
     rate_limit
         Videos an hour that each egress address may ask YouTube for, with a burst of one hour's
         worth; None = no limit.

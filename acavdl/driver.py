@@ -166,6 +166,8 @@ def tell(report: RunReport) -> int:
     """Say how the run ended, and return the exit code: clip failures are data, lost shards not."""
     for row in report.rejected[:5]:
         say(f"row {row.row} of the table is not used: {row.reason} ({row.value})")
+    if report.duplicates:
+        say(f"{report.duplicates:,} clips stand in the table more than once: the first one counts")
     say(*summary(report.snapshot, report.output_folder, report.failed_shards, len(report.rejected)))
     return ShardError.exit_code if report.failed_shards else 0
 

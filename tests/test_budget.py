@@ -335,3 +335,8 @@ def test_cancelled_work_can_begin_nothing_new() -> None:
         assert time.monotonic() - begun < SOON
     with Budget(600).scope():
         assert sleeps_on(0.01)
+
+
+def test_budget_of_centuries_does_no_harm_to_others() -> None:
+    with Budget(1e12).scope(), contextlib.closing(Network()):
+        test_budget_ends_a_child_process()

@@ -8,16 +8,18 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 from helpers import write_csv
 
 import acavdl
-from acavdl.sandbox import Sandbox, video_id
+from acavdl.sandbox import Fault, Sandbox, video_id
 
 ACAVDL = [sys.executable, "-m", "acavdl"]
 #: Shards of a test's dataset, and clips in each.
@@ -101,6 +103,50 @@ def test_certificates_that_are_not_there(
     table = write_csv(tmp_path / "t.csv", [(video_id(1), 0, 1)])
     done = call("run", "--url-list", table, "--output-folder", tmp_path / "out")
     assert_one_line(done, 2, "SSL_CERT_FILE", "no.pem")
+
+
+# --- tables as users have them ----------------------------------------------------------------
+
+
+def test_parquet_with_links_clips_and_captions_from_a_relative_path(
+    online: Sandbox, tmp_path: Path
+) -> None:
+    names = [video_id(i, master="m60") for i in range(3)]
+    rows = {
+        "video_link": [f"https://youtube.com/watch?v={name}" for name in names],
+        "clips": [[[0.5, 3.5]], [[1.0, 4.0], [5.0, 8.0]], [[2.0, 6.0]]],
+        "title": ["eins", "zwei [/b]", "Café “noir”"],
+    }
+    pd.DataFrame(rows).to_parquet(tmp_path / "my clips.parquet")
+    done = subprocess.run(
+        [*ACAVDL, "run", "--url-list", "my clips.parquet", "--output-folder", "my out",
+         "--caption-col", "title"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "4 of 4 clips" in done.stderr
+    with tarfile.open(tmp_path / "my out/00000.tar") as tar:
+        texts = {m.name: tar.extractfile(m).read().decode() for m in tar if m.name[-3:] == "txt"}  # type: ignore[union-attr]
+    assert sorted(texts.values()) == sorted(["eins", "zwei [/b]", "zwei [/b]", "Café “noir”"])
+    assert f"{names[1]}_000005000_000008000.txt" in texts
+
+
+def test_odd_rows_are_shown_as_they_are(online: Sandbox, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [(video_id(1, master="m60"), 0, 3), ("[/b]", 0, 1)])
+    done = call("run", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "row 2" in done.stderr
+    assert "[/b]" in done.stderr
+
+
+def test_run_ends_well_though_nobody_reads_along(online: Sandbox, tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [(video_id(1, master="m60"), 0, 3)])
+    line = [*ACAVDL, "run", "--url-list", str(table), "--output-folder", str(tmp_path / "out")]
+    with subprocess.Popen(line, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.wait(60) == 0
+    assert (tmp_path / "out/00000_stats.json").exists()
 
 
 # --- runs that are broken off -----------------------------------------------------------------
@@ -207,6 +253,23 @@ def test_ctrl_c_ends_within_seconds_and_the_run_goes_on_later(
     assert 2 <= published(tmp_path / "out") < SHARDS
     assert leftovers(tmp_path) == []
     go_on(tmp_path, slow, whole)
+
+
+def test_kill_ends_a_run_in_order_even_where_the_site_hangs(slow: Sandbox, tmp_path: Path) -> None:
+    rows = [(video_id(i, fault=Fault.PLAYER_HANGS), 1.0, 5.0) for i in range(40)]
+    arguments = command(tmp_path, "out")
+    write_csv(tmp_path / "clips.csv", rows)
+    slow.reset()
+    with started(arguments, slow) as process:
+        wait_for(lambda: slow.stats().requests.get("player", 0) >= 4)
+        process.terminate()
+        assert process.wait(15) == 130
+        assert process.stderr is not None
+        said = process.stderr.read()
+        wait_for(lambda: not group_of(process.pid), 10)
+    assert "Traceback" not in said
+    assert "acavdl run --url-list" in said
+    assert leftovers(tmp_path) == []
 
 
 def test_ctrl_c_while_the_workers_start(slow: Sandbox, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from acavdl import display
-from acavdl.display import Display, Mode, as_json, as_line, duration, render, summary
+from acavdl.display import Display, Mode, as_json, as_line, duration, render, say, summary
 from acavdl.errors import Outcome
 from acavdl.progress import Snapshot
 
@@ -431,3 +431,13 @@ def test_interrupted_on_a_terminal() -> None:
     assert left[0].endswith("4 / 70 clips")
     assert words(left[3]) == "4 ok"
     assert len(left) == 6
+
+
+def test_text_of_the_user_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    say("row 1: '[/b]' and [bold]this[/bold] :smile:")
+    assert capsys.readouterr().err == "row 1: '[/b]' and [bold]this[/bold] :smile:\n"
+
+
+def test_average_is_that_of_this_run() -> None:
+    resumed = replace(SMALL, counts={"ok": 60}, successes_now=6, seconds=3.0, cores=2)
+    assert "1.00 vid/s/core" in shown(*summary(resumed, "out", {}, 0), width=200)

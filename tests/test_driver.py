@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -11,9 +12,10 @@ import pytest
 from distributed import Client, LocalCluster
 from helpers import write_csv
 
+import acavdl
 from acavdl import driver
 from acavdl.config import Config, Distribution, Reading, Storage
-from acavdl.errors import PlanMismatchError
+from acavdl.errors import PlanMismatchError, StorageError
 from acavdl.sandbox import Fault, Sandbox, video_id
 
 CONFIG = Config(
@@ -157,3 +159,51 @@ def test_every_worker_process_leaves_no_trace(online: Sandbox, tmp_path: Path) -
     )  # fmt: skip
     assert list(scratch.iterdir()) == []
     assert pd.read_parquet(tmp_path / "out/00000.parquet")["host"].nunique() == 1
+
+
+def test_plan_that_was_lost_or_changed_is_told(online: Sandbox, tmp_path: Path) -> None:
+    source = str(table(tmp_path, 4))
+    driver.run(source, str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    part = tmp_path / "out/_acavdl/plan/part-00000.parquet"
+    content = part.read_bytes()
+    part.write_bytes(content[:-1])
+    with pytest.raises(StorageError, match="was changed"):
+        driver.run(source, str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    part.unlink()
+    with pytest.raises(StorageError, match="part-00000"):
+        driver.run(source, str(tmp_path / "out"), config=CONFIG, progress="quiet")
+
+
+def test_clips_that_stand_twice_in_the_table_are_counted(
+    online: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = video_id(1, master="m60")
+    source = write_csv(tmp_path / "clips.csv", [(name, 0, 4), (name, 0, 4), (name, 1, 5)])
+    report = driver.run(str(source), str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    assert report.duplicates == 1
+    driver.tell(report)
+    assert "1 clips stand in the table more than once" in capsys.readouterr().err
+
+
+def test_requests_ca_bundle_alone_is_enough(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the extraction and the media alike, in worker processes."""
+    for name, value in sandbox.environ().items():
+        monkeypatch.setenv(name, value)
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    assert "REQUESTS_CA_BUNDLE" in os.environ
+    report = driver.run(
+        str(table(tmp_path, 2)), str(tmp_path / "out"), config=CONFIG, progress="quiet"
+    )
+    assert dict(report.snapshot.counts) == {"ok": 2}
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    report = driver.run(
+        str(table(tmp_path, 2)), str(tmp_path / "untrusted"), config=CONFIG, progress="quiet"
+    )
+    assert dict(report.snapshot.counts) == {"tls": 2}
+
+
+def test_package_gives_the_run() -> None:
+    assert acavdl.run is driver.run

@@ -213,3 +213,10 @@ def test_a_plan_is_remembered_whatever_its_size(store: Store) -> None:
     large = dataclasses.replace(PLAN, sizes=(2000,) * 50_000)
     write_manifest(store, large, SOURCE, CONFIG)
     assert plan_of(read_manifest(store) or {}) == large
+
+
+def test_stats_that_cannot_be_read_for_now_are_not_absent(store: Store, tmp_path: Path) -> None:
+    """A shard that a failing disk hides must not be made again over the good one."""
+    (tmp_path / f"{shard_name(0)}_stats.json").mkdir()
+    with pytest.raises(StorageError, match="00000_stats"):
+        published(store, 0)

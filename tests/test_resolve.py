@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -247,10 +248,15 @@ def test_info_is_typed_whatever_the_site_says(info: dict[str, Any]) -> None:
 
 
 def test_info_keeps_what_is_there() -> None:
-    found = typed_info({"view_count": "12", "duration": 10, "tags": ["a", 1], "title": ""})
-    assert (found["view_count"], found["duration"], found["tags"]) == (12, 10.0, ["a", "1"])
+    found = typed_info({"age_limit": "12", "duration": 10, "tags": ["a", 1], "title": ""})
+    assert (found["age_limit"], found["duration"], found["tags"]) == (12, 10.0, ["a", "1"])
     assert found["title"] == ""
-    assert found["like_count"] is None
+    assert found["channel"] is None
+
+
+def test_half_a_surrogate_pair_can_be_written() -> None:
+    found = typed_info({"title": "a\ud83d b", "tags": ["\udc00"]})
+    assert (found["title"], found["tags"]) == ("a? b", ["?"])
 
 
 # --- extraction from the site ------------------------------------------------------------------
@@ -588,3 +594,22 @@ def test_extractor_that_trips_over_a_page_fails_its_video_alone(
     with pytest.raises(ClipError, match="NoneType") as raised:
         resolver.resolve(f"https://www.youtube.com/watch?v={video_id(1)}")
     assert raised.value.outcome is Outcome.EXTRACTOR_BROKEN
+
+
+def test_cookie_file_of_the_user_is_read_and_left_alone(online: Sandbox, tmp_path: Path) -> None:
+    file = tmp_path / "cookies.txt"
+    text = "# Netscape HTTP Cookie File\n.youtube.com\tTRUE\t/\tTRUE\t4102444800\tmine\tsecret\n"
+    file.write_text(text)
+    reading = Reading(ytdlp={"cookiefile": str(file)})
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, reading)) as resolver,
+    ):
+        assert resolver.resolve(watch(video_id(1))).streams
+    assert file.read_text() == text
+
+
+def test_counts_stand_apart_from_what_lasts(resolver: Resolver) -> None:
+    source = resolver.resolve(watch(video_id(1)))
+    assert source.counts["view_count"] is not None
+    assert not set(source.counts) & set(source.info)

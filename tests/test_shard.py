@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from acavdl import shard
 from acavdl.config import Config, Distribution, Reading
 from acavdl.errors import Outcome, StorageError
-from acavdl.models import Clip
+from acavdl.models import Clip, Cut
 from acavdl.sandbox import Fault, Sandbox, video_id
 from acavdl.shard import Job, StoppedError, make_shard, process_shard, report_of
 
@@ -81,9 +83,12 @@ def test_stopping_ends_hanging_work_and_publishes_nothing(online: Sandbox, tmp_p
         Reading(timeout=100.0, rate_limit=None), distribution=Distribution(thread_count=4)
     )
     job = Job(str(tmp_path / "out"), patient, captions=False, tmp_dir=str(tmp_path))
+    begun = time.monotonic()
     threading.Timer(1.0, shard.stop).start()
     with pytest.raises(StoppedError):
-        make_shard(clips(4, fault=Fault.PLAYER_HANGS), job)
+        # More than there are threads: what waits must not begin.
+        make_shard(clips(12, fault=Fault.PLAYER_HANGS), job)
+    assert time.monotonic() - begun < 30
     assert list((tmp_path / "out").iterdir()) == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -155,3 +160,32 @@ def test_waiting_that_the_site_asks_for_is_no_time_of_the_clip(
     make_shard(clips(1, fault=Fault.AD_WAIT), Job(str(tmp_path), hasty, captions=False))
     row = pd.read_parquet(tmp_path / "00003.parquet").iloc[0]
     assert row["outcome"] == Outcome.OK
+
+
+def test_costs_of_a_dead_video_stand_in_one_row(online: Sandbox, tmp_path: Path) -> None:
+    name = video_id(1, fault=Fault.MEDIA_404)
+    url = f"https://www.youtube.com/watch?v={name}"
+    rows = [Clip(name, url, i * 1000, i * 1000 + 900, 3, i) for i in range(3)]
+    make_shard(rows, Job(str(tmp_path), CONFIG, captions=False))
+    table = pd.read_parquet(tmp_path / "00003.parquet")
+    assert table["resolve_seconds"].notna().tolist() == [True, False, False]
+    assert (table["requests"] > 0).tolist() == [True, False, False]
+
+
+def test_time_that_is_up_before_the_cut_is_a_timeout(
+    online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = shard.cut_low
+
+    def slowly(*args: Any) -> Cut:
+        time.sleep(3.0)
+        return begin(*args)
+
+    monkeypatch.setattr(shard, "cut_low", slowly)
+    hasty = Config(Reading(timeout=1.5, rate_limit=None), distribution=Distribution(thread_count=1))
+    name = video_id(1, master="m60")
+    url = f"https://www.youtube.com/watch?v={name}"
+    rows = [Clip(name, url, i * 1000, i * 1000 + 900, 3, i) for i in range(2)]
+    make_shard(rows, Job(str(tmp_path), hasty, captions=False))
+    table = pd.read_parquet(tmp_path / "00003.parquet")
+    assert table["outcome"].tolist() == [Outcome.OK, Outcome.TIMEOUT]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -377,3 +378,41 @@ def test_other_storage_is_refused_in_one_line(url: str) -> None:
     assert isinstance(raised.value, UsageError)
     assert url in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_lock_keeps_others_out_also_while_it_is_removed(tmp_path: Path) -> None:
+    store, count = Store(str(tmp_path)), tmp_path / "count"
+    count.write_text("0")
+
+    def add() -> None:
+        for _ in range(25):
+            with store.lock("00000"):
+                value = int(count.read_text())
+                time.sleep(0.0005)
+                count.write_text(str(value + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count.read_text() == "100"
+    assert [path.name for path in tmp_path.iterdir()] == ["count"]
+
+
+def test_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from acavdl.storage import Store\n"
+        "with Store(sys.argv[1]).lock('00000'): os._exit(1)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, timeout=60)
+    assert (tmp_path / ".00000.lock").exists()
+    with Store(str(tmp_path)).lock("00000"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["", "a::b", "zip://x.zip::file:///y"])
+def test_folder_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="give the path of a folder"):
+        Store(url)

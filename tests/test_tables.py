@@ -98,7 +98,6 @@ def test_csv_with_start_and_end(tmp_path: Path) -> None:
     assert spans(table) == [(ID, 1500, 3000), (ID, 0, 10000)]
     assert table.clips["url"].tolist() == [f"https://www.youtube.com/watch?v={ID}"] * 2
     assert table.clips["caption"].tolist() == [None, None]
-    assert not table.has_captions
     assert table.rejected == ()
 
 
@@ -242,8 +241,7 @@ def test_usual_columns_can_be_overruled(tmp_path: Path) -> None:
         [(ID, 1, 2, "[[3, 4]]", "https://youtu.be/-1234567890", "[5, 6]")],
         header,
     )
-    assert spans(read_table(str(path))) == [(ID, 1000, 2000)]
-    assert spans(read_table(str(path), clip_col="clips")) == [(ID, 3000, 4000)]
+    assert spans(read_table(str(path))) == [(ID, 3000, 4000)]
     named = read_table(str(path), url_col="where", clip_col="when")
     assert spans(named) == [("-1234567890", 5000, 6000)]
 
@@ -509,7 +507,6 @@ def test_captions_of_csv_are_kept_word_for_word(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", rows, ("videoID", "start", "end", "text"))
     table = read_table(str(path), caption_col="text")
     assert table.clips["caption"].tolist() == captions
-    assert table.has_captions
     assert table.rejected == ()
 
 
