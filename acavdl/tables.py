@@ -16,6 +16,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from dask import threaded
 
 from acavdl.errors import EmptyTableError, UsageError
 from acavdl.models import is_youtube_id, name_of
@@ -118,7 +119,7 @@ def read_table(
     try:
         raw = _read(url_list)
         columns = find_columns(list(raw.columns), url_col, clip_col, caption_col, url_list)
-        frame: pd.DataFrame = raw[columns.names].compute(scheduler="threads")
+        frame: pd.DataFrame = raw[columns.names].compute(scheduler=threaded.get)
     except (ValueError, OSError, pa.ArrowException) as error:
         raise UsageError(f"cannot read {url_list}: {_cause(error)}") from error
     table = clean(frame, columns)

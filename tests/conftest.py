@@ -9,6 +9,12 @@ import pytest
 from acavdl.demo import environment
 from acavdl.sandbox import Sandbox
 
+VARIABLES = (
+    *("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("https_proxy", "http_proxy", "all_proxy", "no_proxy"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+)
+
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
@@ -22,3 +28,10 @@ def online(sandbox: Sandbox) -> Iterator[Sandbox]:
     """The sandbox site, and this process's environment set to reach it."""
     with environment(sandbox.environ()):
         yield sandbox
+
+
+@pytest.fixture
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxy and no certificates from the machine's environment."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from acavdl.config import Config, Distribution, Reading, Storage
+from acavdl.errors import Outcome
+from acavdl.sandbox import Fault
 
 #: Where the fault needs a deadline to end, it is this one (seconds per clip).
 TIMEOUT = 8.0
@@ -33,6 +35,55 @@ def write_csv(
         writer.writerow(header)
         writer.writerows(rows)
     return path
+
+
+#: What each fault of the site must be told as. Those that end well are "ok".
+EXPECTED = {
+    Fault.BOT_CHECK: Outcome.BOT_CHECK,
+    Fault.CAPTCHA: Outcome.BOT_CHECK,
+    Fault.PRIVATE: Outcome.PRIVATE,
+    Fault.REMOVED_UPLOADER: Outcome.REMOVED_UPLOADER,
+    Fault.REMOVED_POLICY: Outcome.REMOVED_POLICY,
+    Fault.COPYRIGHT: Outcome.COPYRIGHT,
+    Fault.ACCOUNT_TERMINATED: Outcome.ACCOUNT_TERMINATED,
+    Fault.UNAVAILABLE: Outcome.UNAVAILABLE,
+    Fault.GEO_BLOCKED: Outcome.GEO_BLOCKED,
+    Fault.AGE_GATED: Outcome.AGE_GATED,
+    Fault.MEMBERS_ONLY: Outcome.MEMBERS_ONLY,
+    Fault.PAID: Outcome.PAID,
+    Fault.RATE_LIMITED: Outcome.RATE_LIMITED,
+    Fault.UPCOMING: Outcome.UPCOMING,
+    Fault.LIVE_NO_RECORDING: Outcome.LIVE_NO_RECORDING,
+    Fault.CLIENT_UNSUPPORTED: Outcome.CLIENT_UNSUPPORTED,
+    Fault.OTHER_VIDEO: Outcome.BOT_CHECK,
+    Fault.LIVE: Outcome.LIVE,
+    Fault.DRM: Outcome.DRM,
+    Fault.SABR_ONLY: Outcome.NO_FORMATS,
+    Fault.NO_PROGRESSIVE: Outcome.OK,
+    Fault.NO_AUDIO: Outcome.NO_AUDIO,
+    Fault.NO_VIDEO: Outcome.NO_VIDEO,
+    Fault.AD_WAIT: Outcome.OK,
+    Fault.PAGE_429: Outcome.HTTP_429,
+    Fault.PAGE_503: Outcome.HTTP_5XX,
+    Fault.PLAYER_429: Outcome.HTTP_429,
+    Fault.PLAYER_503: Outcome.HTTP_5XX,
+    Fault.PLAYER_HANGS: Outcome.TIMEOUT,
+    Fault.PLAYER_TRICKLES: Outcome.TIMEOUT,
+    Fault.FIRST_503: Outcome.OK,
+    Fault.MEDIA_403: Outcome.HTTP_403_MEDIA,
+    Fault.MEDIA_404: Outcome.HTTP_404_MEDIA,
+    Fault.MEDIA_429: Outcome.HTTP_429,
+    Fault.MEDIA_503: Outcome.HTTP_5XX,
+    Fault.MEDIA_EXPIRED: Outcome.OK,
+    Fault.MEDIA_STALLS: Outcome.TIMEOUT,
+    Fault.MEDIA_CUT: Outcome.NETWORK,
+    Fault.MEDIA_RESET: Outcome.NETWORK,
+    Fault.MEDIA_NOISE: Outcome.CORRUPT,
+    Fault.MEDIA_HTML: Outcome.CORRUPT,
+    Fault.MEDIA_REDIRECT: Outcome.OK,
+    Fault.MEDIA_SLOW: Outcome.TIMEOUT,
+    Fault.MEDIA_NO_RANGE: Outcome.OK,
+}
 
 
 @dataclass

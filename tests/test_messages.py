@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from helpers import EXPECTED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -156,26 +157,6 @@ CORPUS = [
     (Outcome.BAD_INPUT, "ERROR: [generic] 'nonsense' is not a valid URL"),
     (Outcome.BAD_INPUT, "No suitable extractor found for URL https://www.youtube.com/watch?v=x"),
 ]
-#: What the player answers with, and yt-dlp makes of it.
-PLAYABILITY = {
-    Fault.BOT_CHECK: Outcome.BOT_CHECK,
-    Fault.CAPTCHA: Outcome.BOT_CHECK,
-    Fault.OTHER_VIDEO: Outcome.BOT_CHECK,
-    Fault.PRIVATE: Outcome.PRIVATE,
-    Fault.REMOVED_UPLOADER: Outcome.REMOVED_UPLOADER,
-    Fault.REMOVED_POLICY: Outcome.REMOVED_POLICY,
-    Fault.COPYRIGHT: Outcome.COPYRIGHT,
-    Fault.ACCOUNT_TERMINATED: Outcome.ACCOUNT_TERMINATED,
-    Fault.UNAVAILABLE: Outcome.UNAVAILABLE,
-    Fault.GEO_BLOCKED: Outcome.GEO_BLOCKED,
-    Fault.AGE_GATED: Outcome.AGE_GATED,
-    Fault.MEMBERS_ONLY: Outcome.MEMBERS_ONLY,
-    Fault.PAID: Outcome.PAID,
-    Fault.RATE_LIMITED: Outcome.RATE_LIMITED,
-    Fault.UPCOMING: Outcome.UPCOMING,
-    Fault.LIVE_NO_RECORDING: Outcome.LIVE_NO_RECORDING,
-    Fault.CLIENT_UNSUPPORTED: Outcome.CLIENT_UNSUPPORTED,
-}
 
 
 @pytest.mark.parametrize(("outcome", "message"), CORPUS)
@@ -200,8 +181,8 @@ def test_message_of_the_site_through_the_extractor(online: Sandbox, fault: Fault
         pytest.raises(ClipError) as raised,
     ):
         resolver.resolve(f"https://www.youtube.com/watch?v={video_id(1, fault=fault)}")
-    assert raised.value.outcome is PLAYABILITY[fault]
-    assert classify(raised.value.detail) is PLAYABILITY[fault]
+    assert raised.value.outcome is EXPECTED[fault]
+    assert classify(raised.value.detail) is EXPECTED[fault]
 
 
 def test_cause_is_sought_in_the_warnings_where_the_message_tells_none() -> None:
