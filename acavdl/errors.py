@@ -101,6 +101,11 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown", Stage.RESOLVE, Scope.VIDEO, Retry.LATER
 
 
+def whole_text(text: str) -> str:
+    """Return `text` with half of a surrogate pair, which no file can hold, as a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class ClipError(Exception):
     """A clip (or all clips of a video) cannot be made.
 
@@ -109,13 +114,13 @@ class ClipError(Exception):
     outcome
         What the ledger says of it.
     detail
-        The raw message of the library or site, kept word for word.
+        The raw message of the library or site, kept word for word (see `whole_text`).
     """
 
     def __init__(self, outcome: Outcome, detail: str) -> None:
         super().__init__(f"{outcome}: {detail}")
         self.outcome = outcome
-        self.detail = detail
+        self.detail = whole_text(detail)
 
     def __reduce__(self) -> tuple[type[ClipError], tuple[Outcome, str]]:
         """Pickle by the two arguments (``Exception`` would keep the joined text alone)."""

@@ -38,7 +38,7 @@ from yt_dlp.version import __version__ as _yt_dlp_version
 
 from acavdl.budget import Budget
 from acavdl.config import Reading
-from acavdl.errors import ClipError, Outcome, Scope
+from acavdl.errors import ClipError, Outcome, Scope, whole_text
 from acavdl.messages import classify
 from acavdl.models import Source, Stream
 from acavdl.net import Network
@@ -512,8 +512,3 @@ def _typed(value: Any, kind: type) -> Any:
         return whole_text(str(value)) if kind is str else kind(value)
     except (TypeError, ValueError, OverflowError):
         return None
-
-
-def whole_text(text: str) -> str:
-    """Return `text` with half of a surrogate pair, which no file can hold, as a question mark."""
-    return text.encode("utf-8", "replace").decode()

@@ -98,3 +98,10 @@ def test_exit_codes(kind: type[AcavdlError], code: int) -> None:
 
 def test_a_clip_error_does_not_end_a_command() -> None:
     assert not issubclass(ClipError, AcavdlError)
+
+
+def test_detail_of_a_clip_can_always_be_written() -> None:
+    """Half of a surrogate pair in a message must not cost a shard its parquet."""
+    error = ClipError(Outcome.UNKNOWN, "Vid\ud83do “x”")
+    assert error.detail == "Vid?o “x”"
+    assert pickle.loads(pickle.dumps(error)).detail == error.detail
