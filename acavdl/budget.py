@@ -10,6 +10,7 @@ import contextlib
 import heapq
 import itertools
 import os
+import random
 import signal
 import threading
 import time
@@ -196,6 +197,13 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
+
+
+def back_off(tries: int) -> None:
+    """Wait before the next try: doubling, jittered, never past the end of the thread's budget."""
+    budget = Budget.current()
+    seconds = random.uniform(0.5, 1.0) * 0.25 * 2**tries
+    time.sleep(seconds if budget is None else min(seconds, budget.remaining))
 
 
 def cancel_all() -> None:

@@ -8,7 +8,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -65,77 +65,187 @@ _PROGRESS = click.option(
 )
 
 
+_Command = Callable[..., Any]
+
+
+def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _Command]:
+    def add(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+_TABLE = _options(
+    click.option(
+        "--config", metavar="FILE", help="Settings in YAML; default: ./acavdl.yaml, if it is there."
+    ),
+    click.option(
+        "--url-list",
+        metavar="TABLE",
+        help="Clip table: csv, tsv, json, jsonl, parquet or txt; file, folder, glob or URL.",
+    ),
+    click.option("--output-folder", metavar="OUT", help="Where the shards go."),
+    click.option("--input-format", metavar="FORMAT", help="Default: as the table's name ends."),
+    click.option("--preset", metavar="NAME", help="Layout of the table (see `acavdl presets`)."),
+    click.option("--url-col", metavar="NAME", help="Column with video ids or links."),
+    click.option("--clip-col", metavar="NAME", help="Column with lists of [start, end]."),
+    click.option("--start-col", metavar="NAME", help="Column with starts."),
+    click.option("--end-col", metavar="NAME", help="Column with ends."),
+    click.option("--time-unit", metavar="UNIT", help="Of times that are numbers: s, ms or us."),
+    click.option("--caption-col", metavar="NAME", help="Column with captions."),
+    click.option(
+        "--caption-from",
+        type=click.Choice(["title", "description"]),
+        help="Captions from the site in place of a column.",
+    ),
+    click.option(
+        "--save-additional-columns",
+        metavar="NAMES",
+        multiple=True,
+        help="Columns for each sample's JSON (repeatable, or a comma list).",
+    ),
+    click.option(
+        "--unique-videos", is_flag=True, default=None, help="One clip of each video: the first."
+    ),
+    click.option("--limit", type=int, metavar="N", help="N clips at most, of videos at random."),
+    click.option(
+        "--allow-local", is_flag=True, default=None, help="Take paths of this machine for videos."
+    ),
+    click.option("--number-sample-per-shard", type=int, metavar="N", help="Default: 2000."),
+    click.option(
+        "--download-size",
+        type=int,
+        metavar="PIXELS",
+        help="Least pixels of the shorter side; default: 360.",
+    ),
+    click.option(
+        "--download-audio-rate", type=int, metavar="HZ", help="Least Hz of the sound; 44100."
+    ),
+    click.option(
+        "--rate-limit",
+        type=click.FloatRange(min=0),
+        metavar="N",
+        help="Videos an hour asked of YouTube from this address, after a burst of as many; "
+        "default: 300; 0 = no limit.",
+    ),
+    click.option(
+        "--incremental-mode",
+        type=click.Choice(["incremental", "extend", "overwrite"]),
+        help="Of a folder that holds a dataset: go on (default), add what a larger table has "
+        "besides, or begin anew.",
+    ),
+    click.option("--yes", is_flag=True, help="Overwrite without asking."),
+    click.option("--tmp-dir", metavar="DIR", help="Local folder for what is on its way."),
+)
+
+#: Options of the command line that are settings, by the names that a file has for them.
+_SETTINGS = {
+    "number_sample_per_shard": "storage.number_sample_per_shard",
+    "download_size": "reading.yt_args.download_size",
+    "download_audio_rate": "reading.yt_args.download_audio_rate",
+    "rate_limit": "reading.rate_limit",
+    "timeout": "reading.timeout",
+    "processes_count": "distribution.processes_count",
+    "thread_count": "distribution.thread_count",
+}
+
+
+def _call_of(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `acavdl.run` for the options of the command line."""
+    from acavdl.config import Settings, changed, load
+
+    settings = load(options.pop("config"))
+    for note in settings.notes:
+        click.echo(f"acavdl: {note}", err=True)
+    names = options.pop("save_additional_columns")
+    options["save_additional_columns"] = [c.strip() for name in names for c in name.split(",")]
+    given = {name: value for name in _SETTINGS if (value := options.pop(name, None)) is not None}
+    if given.get("rate_limit") == 0:
+        given["rate_limit"] = None
+    config = changed(settings.config, {_SETTINGS[name]: value for name, value in given.items()})
+    if config.reading.rate_limit is None:
+        logging.getLogger(__name__).warning("no limit on the rate: the site may block this address")
+    sure = options.pop("yes")
+    mode = options["incremental_mode"] or settings.call.get("incremental_mode")
+    if mode == "overwrite" and not sure:
+        folder = options["output_folder"] or settings.call.get("output_folder")
+        _ask_before_overwriting(folder, config.storage.options)
+    return {**options, "config": Settings(settings.call, config)}
+
+
+def _ask_before_overwriting(folder: str | None, options: Mapping[str, Any]) -> None:
+    from acavdl.errors import UsageError
+    from acavdl.ledger import MANIFEST
+    from acavdl.storage import Store
+
+    if folder is None or Store(folder, options).size(MANIFEST) is None:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{folder} holds a dataset: --yes removes it without asking")
+    if not click.confirm(f"Remove the dataset in {folder}?", err=True):
+        raise UsageError(f"{folder} is left as it is")
+
+
 @main.command()
-@click.option("--url-list", required=True, metavar="TABLE", help="A .csv or .parquet file.")
-@click.option("--output-folder", required=True, metavar="OUT", help="Where the shards go.")
-@click.option("--url-col", metavar="NAME", help="Column with video ids or links.")
-@click.option("--clip-col", metavar="NAME", help="Column with lists of [start, end].")
-@click.option("--caption-col", metavar="NAME", help="Column with captions.")
-@click.option("--number-sample-per-shard", type=int, default=2000, show_default=True)
-@click.option("--processes-count", type=int, help="Worker processes; default: one per core.")
-@click.option(
-    "--thread-count",
-    type=int,
-    default=16,
-    show_default=True,
-    help="Videos in flight in each process.",
-)
-@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds per clip.")
-@click.option(
-    "--download-size",
-    type=int,
-    default=360,
-    show_default=True,
-    help="Least pixels of the shorter side.",
-)
-@click.option(
-    "--download-audio-rate",
-    type=int,
-    default=44100,
-    show_default=True,
-    help="Least Hz of the sound.",
-)
-@click.option(
-    "--rate-limit",
-    type=click.FloatRange(min=0),
-    default=300,
-    show_default=True,
-    help="Videos an hour asked of YouTube from this address, after a burst of as many; 0 = none.",
-)
-@click.option("--tmp-dir", metavar="DIR", help="Local folder for media on their way.")
+@_TABLE
+@_PROGRESS
+@_ends_cleanly
+def plan(**options: Any) -> int:
+    """Plan a dataset and say what it will take; nothing is fetched."""
+    from acavdl.driver import plan as make_plan
+    from acavdl.driver import tell_plan
+
+    return tell_plan(make_plan(**_call_of(options)))
+
+
+@main.command()
+@_TABLE
+@click.option("--processes-count", type=int, metavar="N", help="Workers; default: one per core.")
+@click.option("--thread-count", type=int, metavar="N", help="Videos in flight in each; 16.")
+@click.option("--timeout", type=float, metavar="S", help="Seconds for each clip; default: 60.")
 @_PROGRESS
 @_ends_cleanly
 def run(**options: Any) -> int:
     """Make the dataset on this machine, or what is missing of it."""
-    from acavdl.config import Config, Distribution, Reading, Storage
     from acavdl.driver import run as run_line
     from acavdl.driver import tell
 
-    config = Config(
-        Reading(
-            download_size=options["download_size"],
-            download_audio_rate=options["download_audio_rate"],
-            timeout=options["timeout"],
-            rate_limit=options["rate_limit"] or None,
-        ),
-        Storage(number_sample_per_shard=options["number_sample_per_shard"]),
-        Distribution(
-            processes_count=options["processes_count"], thread_count=options["thread_count"]
-        ),
-    )
-    if config.reading.rate_limit is None:
-        logging.getLogger(__name__).warning("no limit on the rate: the site may block this address")
-    report = run_line(
-        options["url_list"],
-        options["output_folder"],
-        config=config,
-        url_col=options["url_col"],
-        clip_col=options["clip_col"],
-        caption_col=options["caption_col"],
-        tmp_dir=options["tmp_dir"],
-        progress=options["progress"],
-    )
-    return tell(report)
+    return tell(run_line(**_call_of(options)))
+
+
+@main.command()
+@click.option("--url-list", required=True, metavar="TABLE", help="The clip table.")
+@click.option("--output-folder", metavar="OUT", default="dataset", show_default=True)
+@click.option("--preset", metavar="NAME", help="Layout of the table.")
+@click.option("--input-format", metavar="FORMAT", help="Default: as the table's name ends.")
+@click.option("--force", is_flag=True, help="Replace an acavdl.yaml that is there.")
+@_ends_cleanly
+def init(
+    url_list: str,
+    output_folder: str,
+    preset: str | None,
+    input_format: str | None,
+    *,
+    force: bool,
+) -> int:
+    """Write acavdl.yaml for a table, with all settings and what they mean."""
+    from acavdl.prepare import write_settings
+
+    path = write_settings(url_list, output_folder, preset, input_format, force=force)
+    click.echo(f"{path} is written; next:\n  acavdl plan\n  acavdl run")
+    return 0
+
+
+@main.command()
+def presets() -> None:
+    """List the layouts of clip tables that are known."""
+    from acavdl.presets import PRESETS
+
+    for preset in PRESETS:
+        note = "" if preset.header else "  (to be named by --preset)"
+        click.echo(f"{preset.name}{note}\n    {preset.about}")
 
 
 @main.command()

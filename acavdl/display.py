@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import orjson
 from rich.console import Console, Group, RenderableType
@@ -17,9 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from acavdl.errors import Outcome, Scope
+from acavdl.estimate import Estimate
+from acavdl.planfile import Plan
+from acavdl.planning import Made
 from acavdl.progress import Snapshot
 
 Mode = Literal["auto", "plain", "json", "quiet"]
+#: Rejected rows that are shown; all stand in a file.
+_REJECTED_SHOWN = 5
 
 #: Seconds between two pictures of the live display, and between two plain lines.
 _LIVE_INTERVAL, _LINE_INTERVAL = 0.5, 5.0
@@ -185,7 +190,11 @@ def duration(seconds: float | None) -> str:
 
 
 def summary(
-    snapshot: Snapshot, output_folder: str, failed_shards: Mapping[int, str], rejected: int
+    snapshot: Snapshot,
+    output_folder: str,
+    failed_shards: Mapping[int, str],
+    made: Made | None = None,
+    left: int = 0,
 ) -> list[RenderableType]:
     """Return what a person wants to know at the end: what there is, what is missing, and why."""
     ok = snapshot.counts.get(Outcome.OK, 0)
@@ -199,14 +208,105 @@ def summary(
         ),
         outcomes(snapshot),
     ]
-    if rejected:
-        lines.append(Text(f"{rejected:,} rows of the table could not be used", style="yellow"))
+    if made is not None and made.plan.rejected:
+        lines.append(rejected(made.plan, made.examples, output_folder))
     for shard, cause in sorted(failed_shards.items())[:5]:
         lines.append(Text(f"shard {shard:05d} failed: {cause}", style="bold red"))
     if failed_shards:
         lines.append(Text(f"{len(failed_shards)} shards failed; the same command makes them"))
+    if left:
+        lines.append(Text(f"{left:,} shards are left for another run (reading.sampler)"))
     lines.append(Text(f"dataset: {output_folder}"))
     return lines
+
+
+def planned(
+    plan: Plan, estimate: Estimate, made: Made | None, output_folder: str
+) -> RenderableType:
+    """Return what a plan holds and what it takes, in 80 columns."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    if made is not None:
+        grid.add_row("table", f"{made.rows:,} rows")
+    shards = len(plan.sizes)
+    grid.add_row(
+        "clips",
+        Text(f"{plan.clips:,} of {plan.videos:,} videos in {shards:,} shards", style="bold"),
+    )
+    if made is not None:
+        for count, what in (
+            (made.captions, "gave a clip a further caption"),
+            (made.planned, "stood in the plan before"),
+            (made.left_out, "left out (--unique-videos, --limit)"),
+        ):
+            if count:
+                grid.add_row("", f"{count:,} {what}")
+    grid.add_row("requests", f"{_many(estimate.requests)}")
+    grid.add_row("to fetch", f"{_size(estimate.bytes_fetched)}")
+    grid.add_row("to store", f"{_size(estimate.bytes_stored)}")
+    grid.add_row("time", _time_text(estimate))
+    grid.add_row("assumed", Text("; ".join(estimate.assumptions), style="dim"))
+    parts: list[RenderableType] = [grid]
+    if plan.rejected:
+        parts.append(rejected(plan, () if made is None else made.examples, output_folder))
+    if estimate.seconds:
+        parts.append(
+            Text("To be finished sooner, take a smaller table (--unique-videos, --limit).")
+        )
+    parts.append(
+        Text(
+            "No rights to the videos are granted; the site's terms and local law apply.",
+            style="dim",
+        )
+    )
+    parts.append(Text(f"plan: {output_folder}/_acavdl/plan"))
+    return Group(*parts)
+
+
+def _time_text(estimate: Estimate) -> Text:
+    if estimate.seconds is None:
+        return Text("no rate is set: as long as the network takes")
+    if not estimate.seconds:
+        return Text("within the hour's worth of videos that the rate allows at once")
+    return Text(f"{duration(estimate.seconds)} at the rate, from one address", style="bold")
+
+
+def rejected(
+    plan: Plan, examples: Sequence[Mapping[str, Any]], output_folder: str
+) -> RenderableType:
+    """Return what could not be used of a table: counts by reason, the first rows, where all are."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(justify="right", min_width=9, no_wrap=True)
+    grid.add_column(overflow="fold")
+    for reason, count in plan.rejected.items():
+        grid.add_row(Text(f"{count:,}", style="yellow"), Text(reason, style="yellow"))
+    lines = [
+        Text(f"  {row['file'].rsplit('/', 1)[-1]}, row {row['row']}: {row['detail']} ")
+        + Text(f"({row['value']})", style="dim")
+        for row in examples[:_REJECTED_SHOWN]
+    ]
+    total = sum(plan.rejected.values())
+    return Group(
+        Text(f"{total:,} rows of the table are not used:", style="yellow"),
+        grid,
+        *lines,
+        Text(f"  all of them: {output_folder}/_acavdl/rejected.parquet", style="dim"),
+    )
+
+
+def _many(count: int) -> str:
+    for name, unit in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
+        if count >= unit:
+            return f"{count / (1e3 if name == 'k' else unit):.3g} {name}"
+    return f"{count}"
+
+
+def _size(count: int) -> str:
+    for name, unit in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9)):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count / 1e6:.3g} MB"
 
 
 def say(*lines: RenderableType) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import tempfile
 from collections import Counter
@@ -16,29 +17,52 @@ from distributed import Client, as_completed, futures_of
 
 from acavdl import governor
 from acavdl.cluster import local_client, process_count
-from acavdl.config import Config
-from acavdl.display import Display, Mode, say, summary
+from acavdl.config import (
+    Config,
+    IncrementalMode,
+    Settings,
+    TableOptions,
+    from_mapping,
+    load,
+    load_sampler,
+)
+from acavdl.display import Display, Mode, planned, say, summary
 from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
-from acavdl.ledger import check_manifest, plan_of, published, read_manifest, write_manifest
+from acavdl.estimate import Estimate, estimate
+from acavdl.ledger import published_of
 from acavdl.models import ShardReport
 from acavdl.net import Network
-from acavdl.plan import SCHEMA, Plan, check_plan, number_clips, read_shard, write_plan
+from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
+from acavdl.planning import Made
+from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.storage import Store
-from acavdl.tables import Rejected, read_table, table_digest
 
 logger = logging.getLogger(__name__)
 
-_CLIP_TYPES = {
-    "video_id": "object",
-    "url": "object",
-    "start_ms": "int64",
-    "end_ms": "int64",
-    "caption": "object",
-    "shard": "int32",
-    "row": "int32",
-}
+#: What `config` may be: settings, the path of a YAML file, or what one holds.
+ConfigLike = Config | Settings | str | Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan in its folder.
+
+    Attributes
+    ----------
+    plan
+        Clips, videos and shards.
+    estimate
+        What making all of it takes.
+    made
+        What became of the table's rows; None if the plan was there.
+    """
+
+    output_folder: str
+    plan: Plan
+    estimate: Estimate
+    made: Made | None = None
 
 
 @dataclass(frozen=True)
@@ -51,20 +75,17 @@ class RunReport:
         All clips of the plan, those of earlier runs included.
     failed_shards
         Cause of failure (storage, a bug) by shard; they are made by the next run.
-    rejected
-        Rows of the table that could not be used (only when the plan was made by this run).
-    duplicates
-        Rows left out because an earlier one asks for the same span of the same video.
-    resumed
-        Whether the folder held the plan already.
+    made
+        What became of the table's rows; None if the plan was there.
+    left
+        Shards that `reading.sampler` left for another run.
     """
 
     output_folder: str
     snapshot: Snapshot
     failed_shards: Mapping[int, str] = field(default_factory=dict)
-    rejected: Sequence[Rejected] = ()
-    duplicates: int = 0
-    resumed: bool = False
+    made: Made | None = None
+    left: int = 0
 
     @property
     def successes(self) -> int:
@@ -72,62 +93,112 @@ class RunReport:
         return self.snapshot.counts.get(Outcome.OK, 0)
 
 
-def run(
-    url_list: str,
-    output_folder: str,
+def plan(
+    url_list: str | None = None,
+    output_folder: str | None = None,
     *,
-    config: Config | None = None,
-    url_col: str | None = None,
-    clip_col: str | None = None,
-    caption_col: str | None = None,
+    config: ConfigLike = None,
+    incremental_mode: IncrementalMode | None = None,
+    tmp_dir: str | None = None,
+    progress: Mode = "auto",
+    **table: Any,
+) -> PlanReport:
+    """Plan the dataset of a clip table: which clip stands in which shard; nothing is fetched.
+
+    Parameters
+    ----------
+    url_list, output_folder, config, incremental_mode, tmp_dir, table
+        As for `run`.
+    progress
+        ``quiet``: nothing is said.
+
+    Raises
+    ------
+    AcavdlError
+        For a table that can't be used, or a folder that holds something else.
+    """
+    call = _call(
+        url_list,
+        output_folder,
+        config,
+        table,
+        incremental_mode=incremental_mode,
+        tmp_dir=tmp_dir,
+    )
+    prepared = _prepare(call, call.store, progress)
+    return PlanReport(
+        str(call.store),
+        prepared.plan,
+        estimate(prepared.plan, call.config),
+        prepared.made,
+    )
+
+
+def run(
+    url_list: str | None = None,
+    output_folder: str | None = None,
+    *,
+    config: ConfigLike = None,
+    incremental_mode: IncrementalMode | None = None,
     tmp_dir: str | None = None,
     client: Client | None = None,
     progress: Mode = "auto",
+    **table: Any,
 ) -> RunReport:
     """Make the dataset of a clip table, or what is missing of it.
 
     Parameters
     ----------
     url_list
-        A csv or parquet file with ``videoID, start, end`` (seconds), or a link and ``clips``.
+        A file, a folder or a glob, on any file system of fsspec: csv, tsv, json, jsonl, parquet or
+        txt (whole videos), in one of the known layouts or with columns named below.
     output_folder
         Where the shards go; a folder that holds part of the same dataset is completed.
     config
-        Settings; None = the defaults.
-    url_col, clip_col, caption_col
-        Names of columns, where they are not the usual ones.
+        Settings: a `Config`, the path of a YAML file, or a mapping as the file holds it; what it
+        says of the call's arguments holds where they are not given. None = the defaults.
+    incremental_mode
+        ``incremental`` (default): the table must be the one that the plan was made of;
+        ``extend``: what a larger table has besides becomes new shards; ``overwrite``: what is there
+        is removed.
     tmp_dir
         Local folder for media on their way; None = the system's.
     client
         A Dask client to use; None = workers on this machine for the time of the run.
     progress
         ``auto``, ``plain``, ``json`` or ``quiet``.
+    **table
+        ``url_col``, ``clip_col``, ``caption_col`` and the other fields of
+        `acavdl.config.TableOptions`.
 
     Raises
     ------
     AcavdlError
         For what keeps the run from beginning; failures of clips are data.
     """
-    config = config or Config()
-    store = Store(output_folder)
+    call = _call(
+        url_list,
+        output_folder,
+        config,
+        table,
+        incremental_mode=incremental_mode,
+        tmp_dir=tmp_dir,
+    )
+    config, store = call.config, call.store
     if client is None:
         # What is wrong with certificates or proxies is better said now than by each worker.
         Network(config.reading.ytdlp.get("proxy")).close()
-    columns = {"url_col": url_col, "clip_col": clip_col, "caption_col": caption_col}
-    prepared = prepare(store, url_list, columns, config)
-    plan = prepared.plan
-    done = {
-        shard: found
-        for shard in range(len(plan.sizes))
-        if (found := published(store, shard)) is not None
-    }
+    prepared = _prepare(call, store, progress)
+    plan, tmp_dir = prepared.plan, call.tmp_dir
+    done = published_of(store, len(plan.sizes), config.storage.oom_shard_count)
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
+    chosen = _sampled(missing, config.reading.sampler)
     with contextlib.ExitStack() as stack:
         cores = process_count(config.distribution.processes_count)
-        if missing and client is None:
+        if chosen and client is None:
             # Ours to remove, whatever becomes of the workers that use it.
             tmp_dir = stack.enter_context(_scratch(tmp_dir))
-            client = stack.enter_context(local_client(min(cores, len(missing))))
+            client = stack.enter_context(local_client(min(cores, len(chosen))))
         elif client is not None:
             cores = sum(client.nthreads().values())
         roll_up = RollUp(plan.sizes, cores)
@@ -135,18 +206,125 @@ def run(
             roll_up.add_published(shard, found.counts)
         stack.enter_context(Display(roll_up.snapshot, progress))
         failed: dict[int, str] = {}
-        if missing and client is not None:
-            job = Job(str(store), config, captions=caption_col is not None, tmp_dir=tmp_dir)
+        if chosen and client is not None:
+            job = _job(call, prepared, store, tmp_dir)
             governor.install(client, config.reading.rate_limit)
-            failed = _work_off(client, missing, job, roll_up)
-    return RunReport(
-        str(store),
-        roll_up.snapshot(),
-        failed,
-        prepared.rejected,
-        prepared.duplicates,
-        prepared.resumed,
+            failed = _work_off(client, [_place(plan, shard) for shard in chosen], job, roll_up)
+    left = len(missing) - len(chosen)
+    return RunReport(str(store), roll_up.snapshot(), failed, prepared.made, left)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The arguments of a call, those of its settings included."""
+
+    table: TableOptions
+    output_folder: str
+    config: Config
+    incremental_mode: IncrementalMode
+    tmp_dir: str | None
+
+    @property
+    def store(self) -> Store:
+        """The output folder."""
+        return Store(self.output_folder, self.config.storage.options)
+
+
+def _call(
+    url_list: str | None,
+    output_folder: str | None,
+    config: ConfigLike,
+    table: Mapping[str, Any],
+    *,
+    incremental_mode: IncrementalMode | None,
+    tmp_dir: str | None,
+) -> _Call:
+    settings = settings_of(config)
+    known = {field.name for field in dataclasses.fields(TableOptions)}
+    for name in table:
+        if name not in known:
+            raise TypeError(f"unexpected argument {name!r}; there are: {', '.join(sorted(known))}")
+    given = {
+        **table,
+        "url_list": url_list,
+        "output_folder": output_folder,
+        "incremental_mode": incremental_mode,
+        "tmp_dir": tmp_dir,
+    }
+    # A caption or spans of the call are in place of those of the file.
+    merged = dict(settings.call)
+    for names in (("caption_col", "caption_from"), ("clip_col", "start_col", "end_col")):
+        if any(given.get(name) for name in names):
+            merged = {name: value for name, value in merged.items() if name not in names}
+    merged |= {name: value for name, value in given.items() if value not in (None, (), [])}
+    for name in ("url_list", "output_folder"):
+        if not merged.get(name):
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{name} is missing: give {option}, or set it in acavdl.yaml")
+    extra = merged.get("save_additional_columns", ())
+    if isinstance(extra, str):
+        extra = [name.strip() for name in extra.split(",")]
+    merged["save_additional_columns"] = tuple(dict.fromkeys(extra))
+    return _Call(
+        TableOptions(**{name: merged[name] for name in known if name in merged}),
+        merged["output_folder"],
+        settings.config,
+        merged.get("incremental_mode", "incremental"),
+        merged.get("tmp_dir"),
     )
+
+
+def settings_of(config: ConfigLike) -> Settings:
+    """Return the settings that `config` stands for."""
+    if config is None:
+        return Settings({}, Config())
+    if isinstance(config, Settings):
+        return config
+    if isinstance(config, Config):
+        return Settings({}, config)
+    return load(config) if isinstance(config, str) else from_mapping(config)
+
+
+def _prepare(call: _Call, store: Store, progress: Mode) -> Prepared:
+    return prepare(
+        store,
+        call.table,
+        call.config,
+        mode=call.incremental_mode,
+        tmp_dir=call.tmp_dir,
+        tell=(lambda _: None) if progress in ("quiet", "json") else say,
+    )
+
+
+def _job(call: _Call, prepared: Prepared, store: Store, tmp_dir: str | None) -> Job:
+    captions = (
+        prepared.columns.caption is not None
+        or call.table.caption_from is not None
+        or call.config.storage.captions_are_subtitles
+    )
+    return Job(
+        str(store),
+        call.config,
+        captions=captions,
+        caption_from=call.table.caption_from,
+        extra=prepared.plan.extra,
+        tmp_dir=tmp_dir,
+    )
+
+
+def _sampled(missing: list[int], sampler: str | None) -> list[int]:
+    """Return the shards that this run makes: those that `reading.sampler` picks, in its order."""
+    if sampler is None:
+        return missing
+    chosen = list(dict.fromkeys(load_sampler(sampler)(list(missing))))
+    strange = [shard for shard in chosen if shard not in set(missing)]
+    if strange:
+        raise UsageError(f"reading.sampler: {sampler} returned {strange[:5]}, which is not missing")
+    return chosen
+
+
+def _place(plan: Plan, shard: int) -> ShardPlace:
+    return ShardPlace(shard, *plan.place(shard))
 
 
 @contextlib.contextmanager
@@ -164,63 +342,38 @@ def _scratch(parent: str | None) -> Iterator[str]:
 
 def tell(report: RunReport) -> int:
     """Say how the run ended, and return the exit code: clip failures are data, lost shards not."""
-    for row in report.rejected[:5]:
-        say(f"row {row.row} of the table is not used: {row.reason} ({row.value})")
-    if report.duplicates:
-        say(f"{report.duplicates:,} clips stand in the table more than once: the first one counts")
-    say(*summary(report.snapshot, report.output_folder, report.failed_shards, len(report.rejected)))
+    say(
+        *summary(
+            report.snapshot, report.output_folder, report.failed_shards, report.made, report.left
+        )
+    )
     return ShardError.exit_code if report.failed_shards else 0
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A plan, and what was learnt when it was made (nothing, if it was there)."""
-
-    plan: Plan
-    rejected: tuple[Rejected, ...] = ()
-    duplicates: int = 0
-    resumed: bool = False
+def tell_plan(report: PlanReport) -> int:
+    """Say what a plan holds and what it takes; return the exit code."""
+    say(planned(report.plan, report.estimate, report.made, report.output_folder))
+    return 0
 
 
-def prepare(
-    store: Store, url_list: str, columns: Mapping[str, str | None], config: Config
-) -> Prepared:
-    """Return the folder's plan, made now if it is new.
-
-    Raises
-    ------
-    AcavdlError
-        For a table that can't be used, or a folder that holds something else.
-    """
-    source = {"table_sha256": table_digest(url_list), **columns}
-    store.create()
-    store.sweep()
-    manifest = read_manifest(store)
-    if manifest is not None:
-        check_manifest(store, manifest, {**source, **config.fingerprint()})
-        plan = plan_of(manifest)
-        check_plan(store, plan)
-        return Prepared(plan, resumed=True)
-    table = read_table(url_list, **columns)
-    numbered = number_clips(table.clips, config.storage.number_sample_per_shard)
-    plan = write_plan(store, numbered)
-    write_manifest(store, plan, {"url_list": url_list, **source}, config)
-    return Prepared(plan, table.rejected, duplicates=len(table.clips) - plan.clips)
-
-
-def shard_frame(shards: Sequence[int], job: Job) -> Any:
+def shard_frame(shards: Sequence[ShardPlace], job: Job) -> Any:
     """Return the lazy Dask dataframe of these shards: a partition each, a report each.
 
     ``from_map`` keeps a partition a shard (``read_parquet`` would merge small ones).
     """
-    clips = pd.DataFrame({name: pd.Series(dtype=_CLIP_TYPES[name]) for name in SCHEMA.names})
-    frame = dd.from_map(read_shard, shards, output_folder=job.output_folder, meta=clips)
+    frame = dd.from_map(_clips_of_shard, shards, job=job, meta=empty_shard())
     if frame.npartitions != len(shards):
         raise AcavdlError(f"{len(shards)} shards became {frame.npartitions} partitions of Dask")
     return frame.map_partitions(process_shard, job, meta=REPORT)
 
 
-def _work_off(client: Client, shards: Sequence[int], job: Job, roll_up: RollUp) -> dict[int, str]:
+def _clips_of_shard(place: ShardPlace, job: Job) -> pd.DataFrame:
+    return read_shard(place, job.store)
+
+
+def _work_off(
+    client: Client, shards: Sequence[ShardPlace], job: Job, roll_up: RollUp
+) -> dict[int, str]:
     """Have the shards made, `subjob_size` at a time; return causes of failure by shard."""
     failed: dict[int, str] = {}
     size = job.config.distribution.subjob_size
@@ -228,7 +381,7 @@ def _work_off(client: Client, shards: Sequence[int], job: Job, roll_up: RollUp) 
         for begin in range(0, len(shards), size):
             batch = shards[begin : begin + size]
             futures = futures_of(client.persist(shard_frame(batch, job)))
-            numbers = {future.key: shard for future, shard in zip(futures, batch, strict=True)}
+            numbers = {f.key: place.shard for f, place in zip(futures, batch, strict=True)}
             for future in as_completed(futures, raise_errors=False):
                 shard = numbers[future.key]
                 if future.status == "finished":

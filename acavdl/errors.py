@@ -78,6 +78,8 @@ class Outcome(StrEnum):
     UPCOMING = "upcoming", Stage.RESOLVE, Scope.VIDEO, Retry.LATER
     LIVE = "live", Stage.RESOLVE, Scope.VIDEO, Retry.LATER
     CLIENT_UNSUPPORTED = "client_unsupported", Stage.RESOLVE, Scope.VIDEO, Retry.LATER
+    # Where its subtitles are what clips are made of.
+    NO_SUBTITLES = "no_subtitles", Stage.RESOLVE, Scope.VIDEO, Retry.NEVER
     # Ambiguous on the site: worth one more look some other day.
     UNAVAILABLE = "unavailable", Stage.RESOLVE, Scope.VIDEO, Retry.LATER
 

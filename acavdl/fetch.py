@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import re
-import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import BinaryIO
 import urllib3
 import urllib3.exceptions
 
-from acavdl.budget import Budget
+from acavdl.budget import Budget, back_off
 from acavdl.errors import ClipError, Outcome
 from acavdl.models import Stream
 from acavdl.net import Network
@@ -58,7 +56,7 @@ def fetch_file(
                 tries += 1
                 failed = ClipError(error.outcome, f"{error.detail} (after {tries} tries)")
             if tries <= retries:
-                _back_off(tries)
+                back_off(tries)
             if _budget_exceeded():
                 raise ClipError(Outcome.TIMEOUT, f"timed out: {failed.detail}")
             if tries > retries:
@@ -209,10 +207,3 @@ def _finish(answer: urllib3.BaseHTTPResponse) -> None:
 def _budget_exceeded() -> bool:
     budget = Budget.current()
     return budget is not None and budget.exceeded
-
-
-def _back_off(tries: int) -> None:
-    """Wait before the next try: doubling, jittered, never past the end of the budget."""
-    budget = Budget.current()
-    seconds = random.uniform(0.5, 1.0) * 0.25 * 2**tries
-    time.sleep(seconds if budget is None else min(seconds, budget.remaining))

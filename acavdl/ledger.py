@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -13,11 +15,13 @@ import orjson
 
 from acavdl.config import Config
 from acavdl.errors import PlanMismatchError, StorageError
-from acavdl.plan import Plan
+from acavdl.planfile import Part, Plan
 from acavdl.storage import Store
 
 MANIFEST = "_acavdl/run.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+#: Stats that are read at a time.
+_READERS = 16
 _VERSION = version("acavdl")
 
 
@@ -30,18 +34,18 @@ class Published:
     counts: Mapping[str, int]
 
 
-def shard_name(shard: int) -> str:
-    """Return the common part of a shard's file names."""
-    return f"{shard:05d}"
+def shard_name(shard: int, digits: int = 5) -> str:
+    """Return the common part of a shard's file names; `digits` of its number, at least."""
+    return f"{shard:0{digits}d}"
 
 
 def write_manifest(store: Store, plan: Plan, source: Mapping[str, Any], config: Config) -> None:
-    """Record whose folder this is, once; its presence means that the plan is complete."""
+    """Record whose folder this is; its presence means that the plan is complete."""
     manifest = {
         "format_version": FORMAT_VERSION,
         "acavdl": _VERSION,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "plan": {"digest": plan.digest, "videos": plan.videos, "sizes": list(plan.sizes)},
+        "plan": {"digest": plan.digest, "clips": plan.clips, **dataclasses.asdict(plan)},
         "source": dict(source),
         "fingerprint": config.fingerprint(),
         "config": config.as_dict(),
@@ -92,8 +96,9 @@ def check_manifest(store: Store, manifest: Mapping[str, Any], expected: Mapping[
     ]
     if differing:
         raise PlanMismatchError(
-            f"{store} holds another plan ({'; '.join(differing)}). Use the settings it was made "
-            "with, or another output folder"
+            f"{store} holds another plan ({'; '.join(differing)}). Use the table and settings it "
+            "was made with, another output folder, or --incremental-mode (extend for a larger "
+            "table, overwrite to begin anew)"
         )
 
 
@@ -104,24 +109,51 @@ def _made_with(manifest: Mapping[str, Any]) -> dict[str, Any]:
 def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """Return the plan as the manifest tells it."""
     plan = manifest["plan"]
-    return Plan(plan["digest"], plan["videos"], tuple(plan["sizes"]))
+    parts = tuple(
+        Part(part["name"], part["first"], tuple(part["sizes"]), part["sha256"], part["bytes"])
+        for part in plan["parts"]
+    )
+    return Plan(parts, plan["videos"], plan["seconds"], dict(plan["extra"]), dict(plan["rejected"]))
 
 
-def published(store: Store, shard: int) -> Published | None:
+def published(
+    store: Store, shard: int, digits: int = 5, sizes: Mapping[str, int] | None = None
+) -> Published | None:
     """Return the stats of a shard if it is published: stats, and tar and parquet as they say.
+
+    Parameters
+    ----------
+    sizes
+        Sizes of the folder's files, where it was listed; None = they are asked for.
 
     Raises
     ------
     StorageError
         If the store does not tell: what can't be read for now is not to be made again.
     """
-    name = shard_name(shard)
-    if store.size(f"{name}_stats.json") is None:
+    size = store.size if sizes is None else sizes.get
+    name = shard_name(shard, digits)
+    if size(f"{name}_stats.json") is None:
         return None
     content = store.read(f"{name}_stats.json")
     with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
         stats = orjson.loads(content)
-        sizes = stats["files"]
-        if all(store.size(f"{name}.{kind}") == sizes[kind]["bytes"] for kind in ("tar", "parquet")):
+        files = stats["files"]
+        if all(size(f"{name}.{kind}") == files[kind]["bytes"] for kind in ("tar", "parquet")):
             return Published(shard, stats["count"], stats["outcomes"])
     return None
+
+
+def published_of(store: Store, shards: int, digits: int = 5) -> dict[int, Published]:
+    """Return the published shards of a plan: one listing, and the stats of those that are there.
+
+    Raises
+    ------
+    StorageError
+        If the store does not tell.
+    """
+    sizes = store.sizes()
+    there = [s for s in range(shards) if f"{shard_name(s, digits)}_stats.json" in sizes]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda shard: published(store, shard, digits, sizes), there)
+        return {one.shard: one for one in found if one is not None}

@@ -10,12 +10,22 @@ from typing import Any
 
 from acavdl.errors import Outcome
 
+#: Top-level keys of each sample's JSON, which additional columns may not be named like.
+RESERVED_KEYS = (
+    *("key", "url", "caption", "captions", "status", "error_message", "clips"),
+    *("yt_meta_dict", "cut"),
+)
 _YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}", re.ASCII)
 
 
 def is_youtube_id(text: str) -> bool:
     """Whether `text` is a video id: 11 characters of ``[A-Za-z0-9_-]``."""
     return _YOUTUBE_ID.fullmatch(text) is not None
+
+
+def youtube_url(video_id: str) -> str:
+    """Return what is given to the extractor for YouTube's id."""
+    return f"https://www.youtube.com/watch?v={video_id}"
 
 
 def name_of(video_id: str, url: str) -> str:
@@ -30,7 +40,7 @@ def name_of(video_id: str, url: str) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """One planned clip: the span ``[start, end)`` of a video.
+    """One planned clip: the span ``[start, end)`` of a video, or all of it.
 
     Parameters
     ----------
@@ -39,42 +49,62 @@ class Clip:
     url
         What is given to the extractor.
     start_ms, end_ms
-        The span in milliseconds of the video's presentation.
+        The span in milliseconds of the video's presentation; both None: the whole video.
     shard, row
         Absolute number of the shard, and the place in it.
     caption
         Text of the caption column; None without one.
+    captions
+        All captions that the table has for this clip, `caption` first; None without a caption
+        column.
+    extra
+        The additional columns, by name.
     """
 
     video_id: str
     url: str
-    start_ms: int
-    end_ms: int
+    start_ms: int | None
+    end_ms: int | None
     shard: int
     row: int
     caption: str | None = None
+    captions: tuple[str, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def start(self) -> float:
-        """Requested start in seconds."""
-        return self.start_ms / 1000
+    def start(self) -> float | None:
+        """Requested start in seconds; None = the whole video."""
+        return None if self.start_ms is None else self.start_ms / 1000
 
     @property
-    def end(self) -> float:
-        """Requested end in seconds (exclusive)."""
-        return self.end_ms / 1000
+    def end(self) -> float | None:
+        """Requested end in seconds (exclusive); None = the whole video."""
+        return None if self.end_ms is None else self.end_ms / 1000
 
     @property
     def key(self) -> str:
-        """Name of the sample: ``<videoID>_<start ms, 9 digits>_<end ms, 9 digits>``."""
-        return f"{name_of(self.video_id, self.url)}_{self.start_ms:09d}_{self.end_ms:09d}"
+        """Name of the sample: ``<videoID>_<start ms>_<end ms>``, 9 digits each, or ``…_full``."""
+        name = name_of(self.video_id, self.url)
+        if self.start_ms is None or self.end_ms is None:
+            return f"{name}_full"
+        return f"{name}_{self.start_ms:09d}_{self.end_ms:09d}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of subtitles: shown in ``[start_ms, end_ms)``, milliseconds of the presentation."""
+
+    start_ms: int
+    end_ms: int
+    text: str
 
 
 @dataclass(frozen=True)
 class Stream:
     """One media file of a video that can be fetched: picture, sound or both.
 
-    `size` is in bytes (None: unknown), `sample_rate` in Hz, `bitrate` in kbit/s.
+    `size` is in bytes (None: unknown), `sample_rate` in Hz, `bitrate` in kbit/s. `path` is where it
+    lies, if it is a file of this machine; what a site says never gets there.
     """
 
     format_id: str
@@ -88,6 +118,7 @@ class Stream:
     sample_rate: int | None
     bitrate: float | None
     size: int | None
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +128,8 @@ class Source:
     `streams` holds one stream with picture and sound, or a picture and a sound stream, in
     that order. `available_at` is in seconds since the epoch (None: at once), `duration` in
     seconds as the site says it (often rounded to whole ones). `counts` holds views, likes and the
-    like: they change by the hour.
+    like: they change by the hour. `subtitles` holds the lines of each language that was asked for
+    and that there is, by preference; None if none was asked for.
     """
 
     streams: tuple[Stream, ...]
@@ -106,29 +138,39 @@ class Source:
     duration: float | None
     info: Mapping[str, Any]
     counts: Mapping[str, int | None] = field(default_factory=dict)
+    subtitles: Mapping[str, tuple[Line, ...]] | None = None
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A finished clip: the bytes of one mp4, and the truth about it.
+    """A finished clip: the media members of its sample, and the truth about them.
 
-    `actual_start` and `actual_end` are seconds on the source's presentation timeline: the time
-    of the first shown frame, and the end of the last one. `av_offset` is in seconds: how much
-    later than the picture the sound starts in the file (0 = together).
+    `members` holds the content by extension, the main one first: the mp4, or the sound where that
+    is all. `actual_start` and `actual_end` are seconds on the source's presentation timeline: the
+    time of the first shown frame, and the end of the last one; of the sound where that is all.
+    `audio_codec`, `sample_rate` (Hz) and `channels` are those of the members, `source_audio_codec`
+    is what the sound was before. `av_offset` is in seconds: how much later than the picture the
+    sound starts in the file (0 = together). What is the picture's is None without one.
     """
 
-    data: bytes
+    members: Mapping[str, bytes]
     actual_start: float
     actual_end: float
-    frames: int
-    fps: float
-    width: int
-    height: int
-    video_codec: str
     audio_codec: str
+    source_audio_codec: str
     sample_rate: int
     channels: int
-    av_offset: float
+    frames: int | None = None
+    fps: float | None = None
+    width: int | None = None
+    height: int | None = None
+    video_codec: str | None = None
+    av_offset: float | None = None
+
+    @property
+    def main(self) -> bytes:
+        """Content of the main member."""
+        return next(iter(self.members.values()))
 
 
 @dataclass(frozen=True)
@@ -136,7 +178,8 @@ class ClipResult:
     """How one planned clip ended; `cut` is None unless `outcome` is OK.
 
     `seconds` maps a stage to wall seconds, `bytes_fetched` and `requests` count what the video
-    cost (on the first of its clips; 0 on the others, so that sums are right).
+    cost (on the first of its clips; 0 on the others, so that sums are right). `info` and
+    `subtitles` are None where they are not wanted.
     """
 
     clip: Clip
@@ -145,6 +188,7 @@ class ClipResult:
     cut: Cut | None = None
     info: Mapping[str, Any] | None = None
     counts: Mapping[str, int | None] = field(default_factory=dict)
+    subtitles: Mapping[str, tuple[Line, ...]] | None = None
     format_id: str | None = None
     video_duration: float | None = None
     bytes_fetched: int = 0
@@ -157,7 +201,8 @@ class ClipResult:
 class ShardReport:
     """What one shard task tells the driver; the truth itself is on disk.
 
-    `state` is ``done`` (published by this task) or ``present`` (found published). `counts` maps
+    `state` is ``done`` (published by this task) or ``present`` (found published). `clips` are the
+    rows of its parquet: more than were planned where subtitles become clips. `counts` maps
     outcomes to clips; `bytes_fetched` and `bytes_stored` are bytes, `seconds` wall seconds.
     """
 

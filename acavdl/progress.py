@@ -107,6 +107,7 @@ class RollUp:
         self._started = clock()
         self._before: Counter[str] = Counter()
         self._shards_done: set[int] = set()
+        self._to_do = sum(sizes)
         self._now: dict[int, ShardProgress] = {}
         self._held_until: dict[str, float] = {}
         self._history: deque[tuple[float, int, int, int]] = deque([(self._started, 0, 0, 0)])
@@ -116,7 +117,7 @@ class RollUp:
         """Count a shard that an earlier run published."""
         with self._lock:
             self._before.update(counts)
-            self._shards_done.add(shard)
+            self._finish(shard)
 
     def update(self, progress: ShardProgress, *, finished: bool = False) -> None:
         """Take a word of a shard of this run; the last one comes with its report.
@@ -134,7 +135,7 @@ class RollUp:
             fetched = max(progress.bytes_fetched, known.bytes_fetched if known else 0)
             self._now[progress.shard] = replace(progress, bytes_fetched=fetched)
             if finished:
-                self._shards_done.add(progress.shard)
+                self._finish(progress.shard)
 
     def drop(self, shard: int) -> None:
         """Forget a shard that failed: nothing of it was published."""
@@ -151,6 +152,20 @@ class RollUp:
         with self._lock:
             return self._snapshot(self._clock())
 
+    def _left(self) -> int:
+        """Return the clips to come; of a video whose subtitles become clips, one till then."""
+        begun = (
+            min(self._sizes[shard], progress.clips)
+            for shard, progress in self._now.items()
+            if shard not in self._shards_done
+        )
+        return self._to_do - sum(begun)
+
+    def _finish(self, shard: int) -> None:
+        if shard not in self._shards_done:
+            self._shards_done.add(shard)
+            self._to_do -= self._sizes[shard]
+
     def _snapshot(self, now: float) -> Snapshot:
         counts = Counter[str]()
         for progress in self._now.values():
@@ -164,10 +179,10 @@ class RollUp:
         span = max(now - then, 1e-9)
         elapsed = max(now - self._started, 1e-9)
         done = self._before.total() + finished
-        left = sum(self._sizes) - done
+        left = self._left()
         return Snapshot(
             done=done,
-            total=sum(self._sizes),
+            total=done + left,
             shards_done=len(self._shards_done),
             shards=len(self._sizes),
             counts=self._before + counts,

@@ -1,4 +1,4 @@
-"""From a video's URL to its streams: yt-dlp once per video, on the process's own network.
+"""From a video's URL to its streams and subtitles: yt-dlp once per video, on our own network.
 
 yt-dlp is used by its public API. Its requests go through :class:`acavdl.net.Network` by a request
 handler (yt-dlp's extension point for that), so that they share connections, trust, proxies and the
@@ -12,11 +12,16 @@ import email.message
 import functools
 import http.client
 import io
+import itertools
 import logging
+import os
+import stat
 import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -33,21 +38,32 @@ from yt_dlp.networking.exceptions import (
     SSLError,
     TransportError,
 )
-from yt_dlp.utils import DownloadError, ExtractorError, GeoRestrictedError, YoutubeDLError
+from yt_dlp.utils import (
+    DownloadError,
+    ExtractorError,
+    GeoRestrictedError,
+    YoutubeDLError,
+    determine_ext,
+)
 from yt_dlp.version import __version__ as _yt_dlp_version
 
-from acavdl.budget import Budget
+from acavdl.budget import Budget, back_off
 from acavdl.config import Reading
-from acavdl.errors import ClipError, Outcome, Scope, whole_text
+from acavdl.errors import ClipError, Outcome, Retry, Scope, whole_text
 from acavdl.messages import classify
-from acavdl.models import Source, Stream
+from acavdl.models import Line, Source, Stream
 from acavdl.net import Network
+from acavdl.subtitles import FORMATS, SubtitlesError, parse
 
 logger = logging.getLogger(__name__)
 
 #: The version of yt-dlp in use: it stands in each row, since what it can do changes by the week.
 EXTRACTOR_VERSION: str = _yt_dlp_version
 _MAX_REDIRECTS = 10
+#: Bytes of a file of subtitles, unpacked: some ten times those of a day of speech.
+_SUBTITLES_BYTES = 16 << 20
+#: Read at once: what is packed may be a thousand times as large unpacked.
+_PIECE_BYTES = 1 << 16
 
 #: Fields of yt-dlp's info that go into each sample's ``yt_meta_dict.info``: no URLs of media, no
 #: times of access, one type each. Lists are lists of strings, None where the site says nothing.
@@ -82,24 +98,37 @@ class Resolver:
     network
         The way out.
     reading
-        Sizes, codecs and options for yt-dlp.
+        Sizes, codecs, subtitles and options for yt-dlp.
+    encode_formats
+        What samples are made of (`Output.encode_formats`); None = a picture with its sound.
     """
 
-    def __init__(self, network: Network, reading: Reading) -> None:
+    def __init__(
+        self,
+        network: Network,
+        reading: Reading,
+        encode_formats: Mapping[str, str] | None = None,
+    ) -> None:
         self._network = network
         self._reading = reading
+        self._encode_formats = encode_formats or {"video": "mp4"}
         self._local = threading.local()
         self._opened: list[_Extractor] = []
         self._lock = threading.Lock()
 
     def resolve(self, url: str) -> Source:
-        """Return the streams of the video at `url` that the settings ask for.
+        """Return the streams and subtitles of the video at `url` that the settings ask for.
+
+        A ``file:`` URL is a media file of this machine: it has no metadata.
 
         Raises
         ------
         ClipError
             With the outcome that the site's answer stands for, and its words.
         """
+        wanted = self._reading.writesubtitles
+        if is_local(url):
+            return _local_source(url, None if wanted is None else {})
         extractor = self._extractor(youtube=is_youtube(url))
         info = extractor.extract(url)
         _refuse_partial(extractor.warnings)
@@ -108,13 +137,7 @@ class Resolver:
             raise ClipError(Outcome.LIVE, f"live_status is {live_status}")
         if live_status == "is_upcoming":
             raise ClipError(Outcome.UPCOMING, f"starts at {info.get('release_timestamp')}")
-        formats = choose_formats(
-            info.get("formats") or [info],
-            self._reading.download_size,
-            self._reading.download_audio_rate,
-            self._reading.codecs,
-            extractor.warnings,
-        )
+        formats = self._chosen(info.get("formats") or [info], extractor.warnings)
         waits = [entry["available_at"] for entry in formats if entry.get("available_at")]
         return Source(
             streams=tuple(_stream(entry) for entry in formats),
@@ -122,8 +145,35 @@ class Resolver:
             available_at=max(waits, default=None),
             duration=_number(info.get("duration")),
             info=typed_info(info),
-            counts={name: _typed(info.get(name), int) for name in COUNT_FIELDS},
+            counts=_counts(info),
+            subtitles=None if wanted is None else self._subtitles(extractor, info),
         )
+
+    def _chosen(
+        self, formats: Sequence[Mapping[str, Any]], warnings: Sequence[str]
+    ) -> tuple[Mapping[str, Any], ...]:
+        reading = self._reading
+        if "video" in self._encode_formats:
+            size, rate = reading.download_size, reading.download_audio_rate
+            return choose_formats(formats, size, rate, reading.codecs, warnings)
+        copied = self._encode_formats["audio"] == "m4a"
+        return (choose_sound(formats, reading.download_audio_rate, warnings, copied=copied),)
+
+    def _subtitles(
+        self, extractor: _Extractor, info: Mapping[str, Any]
+    ) -> dict[str, tuple[Line, ...]]:
+        reading = self._reading
+        found: dict[str, tuple[Line, ...]] = {}
+        for language in dict.fromkeys(reading.subtitleslangs):
+            track = choose_track(info, language, automatic=reading.writeautomaticsub)
+            lines = None if track is None else extractor.lines(track, reading.retries)
+            if lines is None:
+                _refuse_withheld(extractor.warnings, language, automatic=reading.writeautomaticsub)
+                continue
+            found[language] = lines
+            if reading.writesubtitles == "first":
+                break
+        return found
 
     def close(self) -> None:
         """Close all instances of yt-dlp (each holds a log handler and a cookie jar)."""
@@ -153,6 +203,12 @@ class _Extractor(YoutubeDL):  # type: ignore[misc]
             "logger": _WarningKeeper(self.warnings),
             "noplaylist": True,
             "skip_download": True,
+            # Some extractors ask for a list of subtitles only then; YouTube's tells what it had to
+            # leave out. Automatic ones are in its list anyway, without their many translations.
+            "writesubtitles": reading.writesubtitles is not None,
+            "writeautomaticsub": reading.writesubtitles is not None
+            and reading.writeautomaticsub
+            and not youtube,
             **reading.ytdlp,
         }
         # Registering all 1,800 extractors costs 50 ms; YouTube's own one 0.1 ms.
@@ -188,6 +244,48 @@ class _Extractor(YoutubeDL):  # type: ignore[misc]
             kind = None if info is None else info.get("_type")
             raise ClipError(Outcome.BAD_INPUT, f"{url} is not one video but {kind}")
         return dict(info)
+
+    def lines(self, track: Track, retries: int) -> tuple[Line, ...] | None:
+        """Return the lines of a track of subtitles; None if the site has it no more.
+
+        Raises
+        ------
+        ClipError
+            If it is refused, lost (after `retries` more tries), or no subtitles.
+        """
+        data = self._body(track, retries) if track.data is None else track.data
+        try:
+            return None if data is None else parse(data, track.name, automatic=track.automatic)
+        except SubtitlesError as error:
+            raise ClipError(Outcome.EXTRACTOR_BROKEN, f"subtitles: {error}") from error
+
+    def _body(self, track: Track, retries: int) -> bytes | None:
+        for tries in itertools.count(1):
+            try:
+                return self._body_at_once(track)
+            except ClipError as error:
+                budget = Budget.current()
+                over = budget is not None and budget.exceeded
+                if error.outcome.retry is not Retry.NOW or tries > retries or over:
+                    raise
+            back_off(tries)
+        return None
+
+    def _body_at_once(self, track: Track) -> bytes | None:
+        """Return the body behind the track's URL; None where there is none (404, 410)."""
+        try:
+            request = Request(track.url, headers=self.headers_for(track.entry))
+            with contextlib.closing(self.urlopen(request)) as response:
+                return _at_most(response, _SUBTITLES_BYTES)
+        except HTTPError as error:
+            if error.status in (404, 410):
+                return None
+            raise ClipError(classify(str(error)), f"subtitles: {error}") from error
+        except (YoutubeDLError, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            outcome = classify(str(error))
+            if outcome is Outcome.UNKNOWN and isinstance(error, TransportError):
+                outcome = Outcome.NETWORK
+            raise ClipError(outcome, f"subtitles: {error!r}") from error
 
     def save_cookies(self) -> None:
         """Leave the user's cookie file alone: many threads would write it at once."""
@@ -366,6 +464,24 @@ def _refuse_partial(warnings: Sequence[str]) -> None:
             raise ClipError(outcome, text)
 
 
+def _refuse_withheld(warnings: Sequence[str], language: str, *, automatic: bool) -> None:
+    """Raise if there are subtitles in `language` that yt-dlp had to leave out: a hole, too."""
+    for text in warnings:
+        if "because a PO token was not provided" in text:
+            named = text.partition("languages are missing: ")[2].partition(".")[0].split(", ")
+            if language in named or (automatic and "Automatic captions for" in text):
+                raise ClipError(Outcome.EXTRACTOR_BROKEN, text)
+
+
+def _at_most(response: Response, limit: int) -> bytes:
+    data = bytearray()
+    while piece := response.read(_PIECE_BYTES):
+        data += piece
+        if len(data) > limit:
+            raise ClipError(Outcome.EXTRACTOR_BROKEN, f"subtitles of more than {limit} bytes")
+    return bytes(data)
+
+
 def _distinct(warnings: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(text for text in warnings if "JavaScript runtime" not in text))
 
@@ -377,6 +493,59 @@ def is_youtube(url: str) -> bool:
     except ValueError:
         return False
     return host in ("youtu.be", "youtube.com") or host.endswith(".youtube.com")
+
+
+# --- files of this machine ---------------------------------------------------------------------
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` names a file of this machine, as tables are checked for (in lower case)."""
+    return url.startswith("file:")
+
+
+def _local_source(url: str, subtitles: Mapping[str, tuple[Line, ...]] | None) -> Source:
+    """Return a file of this machine as a source of one stream.
+
+    Raises
+    ------
+    ClipError
+        ``bad_input``, with the words of the system, if it can't be read.
+    """
+    try:
+        path = _local_path(url)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not a file")
+        with path.open("rb"):
+            size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise ClipError(Outcome.BAD_INPUT, f"{url}: {error}") from error
+    nothing: dict[str, Any] = dict.fromkeys(("width", "height", "fps", "sample_rate", "bitrate"))
+    stream = Stream(
+        format_id="file",
+        url=url,
+        container=path.suffix.removeprefix("."),
+        video_codec=None,
+        audio_codec=None,
+        size=size,
+        path=str(path),
+        **nothing,
+    )
+    return Source((stream,), {}, None, None, typed_info({}), _counts({}), subtitles)
+
+
+def _local_path(url: str) -> Path:
+    """Return the path of a ``file:`` URL (:rfc:`8089`).
+
+    Raises
+    ------
+    ValueError
+        If it is of another machine, or relative.
+    """
+    parts = urllib.parse.urlsplit(url)
+    path = Path(os.fsdecode(urllib.parse.unquote_to_bytes(parts.path)))
+    if parts.netloc not in ("", "localhost") or not path.is_absolute():
+        raise ValueError("not a path of this machine")
+    return path
 
 
 # --- which formats ---------------------------------------------------------------------------
@@ -408,6 +577,60 @@ def choose_formats(
     ClipError
         ``drm``, ``no_formats``, ``no_audio`` or ``no_video``.
     """
+    usable = _usable(formats, warnings)
+    pictures = [entry for entry in usable if _has(entry, "vcodec")]
+    sounds = [entry for entry in usable if _has(entry, "acodec") and not _has(entry, "vcodec")]
+    complete = [entry for entry in pictures if _has(entry, "acodec")]
+    if not pictures:
+        raise ClipError(Outcome.NO_VIDEO, f"only sound: {_names(usable)}")
+    if not sounds and not complete:
+        raise _only_pictures(usable)
+    candidates = pictures if sounds else complete
+    picture = min(candidates, key=lambda entry: _picture_rank(entry, size, codecs))
+    if _has(picture, "acodec"):
+        return (picture,)
+    return picture, min(sounds, key=lambda entry: _sound_rank(entry, audio_rate))
+
+
+def choose_sound(
+    formats: Sequence[Mapping[str, Any]],
+    audio_rate: int,
+    warnings: Sequence[str] = (),
+    *,
+    copied: bool,
+) -> Mapping[str, Any]:
+    """Choose what to fetch for sound alone: a format without picture, if there is one that will do.
+
+    By the order of `choose_formats`; where it is to be `copied` into an m4a, AAC comes before the
+    rate, also that of a progressive file before other codecs without picture.
+
+    Raises
+    ------
+    ClipError
+        ``drm``, ``no_formats`` or ``no_audio``.
+    """
+    usable = _usable(formats, warnings)
+    heard = [entry for entry in usable if _has(entry, "acodec")]
+    if not heard:
+        raise _only_pictures(usable)
+
+    def rank(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+        language, drc, *others = _sound_rank(entry, audio_rate)
+        return language, drc, copied and not _is_aac(entry), _has(entry, "vcodec"), *others
+
+    return min(heard, key=rank)
+
+
+def _usable(
+    formats: Sequence[Mapping[str, Any]], warnings: Sequence[str]
+) -> list[Mapping[str, Any]]:
+    """Return the formats that can be fetched.
+
+    Raises
+    ------
+    ClipError
+        ``drm`` or ``no_formats``, if there is none.
+    """
     media = [entry for entry in formats if _has(entry, "vcodec") or _has(entry, "acodec")]
     if media and all(entry.get("has_drm") for entry in media):
         raise ClipError(Outcome.DRM, "all formats are DRM protected")
@@ -421,18 +644,15 @@ def choose_formats(
     if not usable:
         outcome = classify("no video formats found", warnings)
         raise ClipError(outcome, " | ".join(["no format has a plain URL", *_distinct(warnings)]))
-    pictures = [entry for entry in usable if _has(entry, "vcodec")]
-    sounds = [entry for entry in usable if _has(entry, "acodec") and not _has(entry, "vcodec")]
-    complete = [entry for entry in pictures if _has(entry, "acodec")]
-    if not pictures:
-        raise ClipError(Outcome.NO_VIDEO, f"only sound: {_names(usable)}")
-    if not sounds and not complete:
-        raise ClipError(Outcome.NO_AUDIO, f"only pictures: {_names(usable)}")
-    candidates = pictures if sounds else complete
-    picture = min(candidates, key=lambda entry: _picture_rank(entry, size, codecs))
-    if _has(picture, "acodec"):
-        return (picture,)
-    return picture, min(sounds, key=lambda entry: _sound_rank(entry, audio_rate))
+    return usable
+
+
+def _only_pictures(formats: Sequence[Mapping[str, Any]]) -> ClipError:
+    return ClipError(Outcome.NO_AUDIO, f"only pictures: {_names(formats)}")
+
+
+def _is_aac(entry: Mapping[str, Any]) -> bool:
+    return str(entry.get("acodec")).startswith("mp4a")
 
 
 def _has(entry: Mapping[str, Any], codec: str) -> bool:
@@ -455,7 +675,7 @@ def _picture_rank(entry: Mapping[str, Any], size: int, codecs: Sequence[str]) ->
         preference,
         _has(entry, "acodec"),
         entry.get("tbr") or 0,
-        str(entry.get("format_id")),
+        *_facts(entry),
     )
 
 
@@ -467,12 +687,65 @@ def _sound_rank(entry: Mapping[str, Any], audio_rate: int) -> tuple[Any, ...]:
         drc,
         rate < audio_rate,
         rate if rate >= audio_rate else -rate,
-        not str(entry.get("acodec")).startswith("mp4a"),
+        not _is_aac(entry),
         entry.get("tbr") or 0,
-        str(entry.get("format_id")),
-        # The dubs of one video have one format_id.
-        str(entry.get("language")),
+        *_facts(entry),
     )
+
+
+def _facts(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what tells equals apart (the dubs of one video, say): their order is chance."""
+    names = ("format_id", "language", "vcodec", "acodec", "asr", "width", "height")
+    return tuple(str(entry.get(name) or "") for name in names)
+
+
+# --- which subtitles -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Track:
+    """Subtitles of one language that can be read.
+
+    `entry` is yt-dlp's, `name` the name of the format; `data` is the file where the extractor had
+    it at hand, else it is behind `url`.
+    """
+
+    entry: Mapping[str, Any]
+    url: str
+    name: str
+    data: bytes | None
+    automatic: bool
+
+
+def choose_track(info: Mapping[str, Any], language: str, *, automatic: bool) -> Track | None:
+    """Choose the subtitles of a video in `language`, by its exact name; None if there are none.
+
+    Those of people come before those of speech recognition, which are taken with `automatic` alone
+    (with YouTube's translations of them, as yt-dlp lists both).
+    """
+    kinds = (("subtitles", False), *([("automatic_captions", True)] if automatic else []))
+    for field, recognised in kinds:
+        listed = info.get(field)
+        entries = listed.get(language) if isinstance(listed, Mapping) else None
+        tracks = [found for entry in entries or [] if (found := _track(entry, recognised))]
+        if tracks:
+            return min(tracks, key=lambda track: FORMATS.index(track.name))
+    return None
+
+
+def _track(entry: Mapping[str, Any], automatic: bool) -> Track | None:
+    """Return an entry of yt-dlp's lists as a track, if it is one file of a format that we read."""
+    url, data = str(entry.get("url") or ""), entry.get("data")
+    name = str(entry.get("ext") or determine_ext(url)).lower()
+    plain = entry.get("protocol", "https") in ("http", "https")
+    web = plain and url.lower().startswith(("http:", "https:"))
+    if name not in FORMATS or not (web or isinstance(data, str)):
+        return None
+    body = whole_text(data).encode() if isinstance(data, str) else None
+    return Track(entry, url, name, body, automatic)
+
+
+# --- facts -----------------------------------------------------------------------------------
 
 
 def _stream(entry: Mapping[str, Any]) -> Stream:
@@ -494,6 +767,10 @@ def _stream(entry: Mapping[str, Any]) -> Stream:
 def _number(value: Any) -> float | None:
     number: float | None = _typed(value, float)
     return number
+
+
+def _counts(info: Mapping[str, Any]) -> dict[str, int | None]:
+    return {name: _typed(info.get(name), int) for name in COUNT_FIELDS}
 
 
 def typed_info(info: Mapping[str, Any]) -> dict[str, Any]:

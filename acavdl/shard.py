@@ -11,9 +11,9 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -23,19 +23,20 @@ import pyarrow.parquet as pq
 from distributed import get_worker
 
 from acavdl.budget import Budget, cancel_all
-from acavdl.config import Config, Reading
+from acavdl.config import CaptionFrom, Clipping, Config, Reading
 from acavdl.cut import cut_low
 from acavdl.errors import ClipError, Outcome, Retry, StorageError
 from acavdl.fetch import fetch_file
 from acavdl.governor import wait_for_lease
 from acavdl.ledger import Published, published, shard_name
-from acavdl.models import Clip, ClipResult, ShardReport, Source
+from acavdl.models import Clip, ClipResult, Line, ShardReport, Source
 from acavdl.net import Network
-from acavdl.plan import by_video, clips_of
+from acavdl.planfile import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
 from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube
+from acavdl.spans import split_span
 from acavdl.storage import Store
-from acavdl.writer import Finished, SampleWriter, parquet_table, row_of, status_of
+from acavdl.writer import Finished, Layout, SampleWriter, parquet_table, row_of, status_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ _Result = TypeVar("_Result")
 _AHEAD = 2
 #: Seconds that a site may ask to wait before its media are there.
 _LONGEST_WAIT = 600.0
+#: Clips that the subtitles of one video may become: a line for each second of a day.
+_MOST_LINES = 86_400
 
 #: Columns of what `process_shard` returns: one row for each shard.
 REPORT = {
@@ -86,15 +89,34 @@ class Job:
     config
         The settings.
     captions
-        Whether samples have a ``.txt`` member.
+        Whether samples have a ``.txt`` member: wherever captions come from.
     tmp_dir
         Local folder for media files on their way; None = the system's.
+    caption_from
+        Field of the extraction that is each sample's caption; None = the plan's, or a line of the
+        subtitles (`Storage.captions_are_subtitles`).
+    extra
+        The additional columns: their types by name (see `acavdl.writer.Layout`).
     """
 
     output_folder: str
     config: Config
     captions: bool
     tmp_dir: str | None = None
+    caption_from: CaptionFrom | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        """Where the dataset lies."""
+        return Store(self.output_folder, self.config.storage.options)
+
+    @property
+    def layout(self) -> Layout:
+        """What the samples and rows of the run hold."""
+        reading = self.config.reading
+        languages = None if reading.writesubtitles is None else reading.subtitleslangs
+        return Layout(self.captions, languages, self.extra)
 
 
 def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
@@ -106,7 +128,7 @@ def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
     Parameters
     ----------
     frame
-        The rows of `acavdl.plan.read_shard`.
+        The rows of `acavdl.planfile.read_shard`.
 
     Returns
     -------
@@ -120,33 +142,33 @@ def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
     OSError
         If the local disk can't be.
     """
-    return _as_row(make_shard(clips_of(frame), job))
+    return _as_row(make_shard(clips_of(frame, job.extra), job))
 
 
 def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     """Make and publish the shard that `clips` (all of one shard, in order) stand for."""
     shard, begun = clips[0].shard, time.monotonic()
     started_at = datetime.datetime.now(datetime.UTC)
-    store, host = Store(job.output_folder), socket.gethostname()
+    store, host = job.store, socket.gethostname()
     found = published(store, shard)
     if found is not None:
         return _present(found, host)
     name, finished = shard_name(shard), Finished(host, EXTRACTOR_VERSION)
-    counter, rows = _Counter(shard, host), []
+    counter, rows, layout = _Counter(shard, host), [], job.layout
     with contextlib.ExitStack() as stack:
         tar = stack.enter_context(store.stage(f"{name}.tar"))
         parquet = stack.enter_context(store.stage(f"{name}.parquet"))
         samples = stack.enter_context(
-            contextlib.closing(SampleWriter(cast("BinaryIO", tar), captions=job.captions))
+            contextlib.closing(SampleWriter(cast("BinaryIO", tar), layout))
         )
         maker = stack.enter_context(_Maker(job))
         for result in maker.results(by_video(clips)):
             if result.cut is not None:
                 samples.write(result)
-            rows.append(row_of(result, finished, time.time_ns() // 1_000_000))
+            rows.append(row_of(result, finished, time.time_ns() // 1_000_000, layout))
             counter.add(result)
         samples.close()
-        pq.write_table(parquet_table(rows), parquet)
+        pq.write_table(parquet_table(rows, layout), parquet)
         with store.lock(name):
             found = published(store, shard)
             if found is not None:
@@ -171,7 +193,7 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     return ShardReport(
         shard=shard,
         state="done",
-        clips=len(clips),
+        clips=counter.counts.total(),
         counts=dict(counter.counts),
         bytes_fetched=counter.bytes_fetched,
         bytes_stored=tar.size,
@@ -238,7 +260,8 @@ class _Maker:
     """Turns the videos of a shard into results, with `thread_count` of them in flight."""
 
     def __init__(self, job: Job) -> None:
-        self._reading: Reading = job.config.reading
+        self._job = job
+        self._reading = _needed(job.config)
         self._threads = job.config.distribution.thread_count
         # Known to the task's own thread alone.
         self._worker = None if self._reading.rate_limit is None else get_worker()
@@ -281,6 +304,10 @@ class _Maker:
             try:
                 with _timed(seconds, "resolve"):
                     source = self._resolver.resolve(clips[0].url)
+                wanted = self._wanted(clips, source)
+                if attempt == 1:
+                    # Each line that became a clip has its time, too.
+                    budget.extend(self._reading.timeout * max(0, len(wanted) - len(clips)))
                 _wait_until(source.available_at, budget)
                 with _timed(seconds, "fetch"):
                     files = self._fetch(source, folder)
@@ -297,18 +324,33 @@ class _Maker:
                 ]
             break
         made = ClipResult(
-            clips[0],
+            wanted[0],
             Outcome.OK,
             None,
-            info=source.info,
+            info=source.info if self._reading.get_info else None,
             counts=source.counts,
+            subtitles=source.subtitles,
             format_id="+".join(stream.format_id for stream in source.streams),
             video_duration=source.duration,
             attempts=attempt,
             seconds=seconds,
         )
         with _timed(seconds, "cut"):
-            return [_cut(replace(made, clip=clip), files, budget) for clip in clips]
+            return [_cut(replace(made, clip=clip), files, budget) for clip in wanted]
+
+    def _wanted(self, clips: Sequence[Clip], source: Source) -> Sequence[Clip]:
+        """Return the clips to make, with what the extraction says of them.
+
+        Raises
+        ------
+        ClipError
+            ``no_subtitles`` where there are none to make clips of.
+        """
+        if self._job.config.storage.captions_are_subtitles:
+            return _line_clips(clips, source, self._job.config.clipping)
+        if self._job.caption_from is None:
+            return clips
+        return [_captioned(clip, source.info.get(self._job.caption_from)) for clip in clips]
 
     def _take_lease(self, url: str, budget: Budget) -> None:
         """Wait until the governor allows a request to the site; that is no time of the clip."""
@@ -320,10 +362,55 @@ class _Maker:
     def _fetch(self, source: Source, folder: Path) -> list[Path]:
         files = []
         for number, stream in enumerate(source.streams):
+            if stream.path is not None:
+                files.append(Path(stream.path))
+                continue
             path = folder / f"{number}.{stream.container or 'media'}"
             fetch_file(self._network, stream, source.headers, path, self._reading.retries)
             files.append(path)
         return files
+
+
+def _needed(config: Config) -> Reading:
+    """Return how videos are looked up: clips of subtitles need them, wanted in the JSON or not."""
+    reading = config.reading
+    if config.storage.captions_are_subtitles and reading.writesubtitles is None:
+        return replace(reading, writesubtitles="first")
+    return reading
+
+
+def _captioned(clip: Clip, caption: str | None) -> Clip:
+    return replace(clip, caption=caption, captions=None if caption is None else (caption,))
+
+
+def _line_clips(clips: Sequence[Clip], source: Source, clipping: Clipping) -> list[Clip]:
+    """Return a clip for each line of the video's first subtitles, with the line as its caption.
+
+    Of lines with the same span the first counts: keys are unique.
+
+    Raises
+    ------
+    ClipError
+        ``no_subtitles``.
+    """
+    lines: Sequence[Line] = next(iter((source.subtitles or {}).values()), ())
+    if not lines:
+        raise ClipError(Outcome.NO_SUBTITLES, "no line in the languages asked for")
+    pieces = (
+        _captioned(replace(clip, start_ms=start, end_ms=end), line.text)
+        for clip, line in itertools.product(clips, lines)
+        for start, end in split_span(line.start_ms, line.end_ms, **clipping.limits())
+    )
+    made: dict[str, Clip] = {}
+    for number, piece in enumerate(pieces):
+        if number == _MOST_LINES:
+            # A day's line in pieces of milliseconds, say.
+            raise ClipError(Outcome.NO_SUBTITLES, f"more than {_MOST_LINES} clips would be made")
+        made.setdefault(piece.key, piece)
+    if not made:
+        detail = f"none of {len(lines)} lines is as long as min_length, {clipping.min_length:g} s"
+        raise ClipError(Outcome.NO_SUBTITLES, detail)
+    return list(made.values())
 
 
 def _cut(made: ClipResult, files: Sequence[Path], budget: Budget) -> ClipResult:

@@ -1,62 +1,153 @@
-"""Files of a dataset: the only place that knows of file systems.
-
-Nothing is ever visible half-written: a file is staged under a temporary name in the same folder,
-flushed to the disk, and renamed.
-"""
+"""Files of a dataset, and of the tables that it is made of."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import gzip
 import hashlib
 import io
-import os
-import re
-import socket
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import fsspec.core
 import fsspec.implementations.local
-import psutil
 
 from acavdl.errors import StorageError, UsageError
+from acavdl.filesystems import Staged, files_at, remote_errors, told
 
-#: ``.<name>.<host>.<pid>.<unique>.tmp``: who writes it stands in the name of a staged file.
-_STAGED = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+#: The first bytes of what gzip packs (RFC 1952).
+_GZIP = b"\x1f\x8b"
+#: Bytes that are read ahead of a table's file.
+_BUFFER = 1 << 20
 
 
-class Store:
-    """A folder of a dataset.
+def input_files(url: str, endings: Sequence[str]) -> list[str]:
+    """Return the files that the name of a table stands for, sorted.
 
     Parameters
     ----------
     url
-        A path or ``file://`` URL.
+        A file, a folder (with what lies in its folders), or a glob, on any file system of fsspec.
+    endings
+        Of a folder, files that end in one of these count; names that begin with ``_`` or ``.`` are
+        not data (as Spark and Dask have it).
 
     Raises
     ------
     UsageError
-        For a kind of storage that can't be published to atomically yet.
+        If there is none, or the place can't be read.
+    """
+    if not url:
+        raise UsageError("a table has no name: give a file, a folder or a pattern of files")
+    with _input_told(url):
+        filesystem, path = fsspec.core.url_to_fs(url)
+        local = isinstance(filesystem, fsspec.implementations.local.LocalFileSystem)
+        # Over HTTP a folder's page is a file as well.
+        if not url.endswith("/") and filesystem.isfile(path):
+            return [path if local else url]
+        if filesystem.isdir(path):
+            root = path if path.endswith("/") else path + "/"
+            found = [
+                name
+                for name in filesystem.find(root)
+                if name.lower().endswith(tuple(f".{ending}" for ending in endings))
+                and not any(p[:1] in ("_", ".") for p in name.removeprefix(root).split("/"))
+            ]
+            if not found:
+                raise UsageError(f"{url} has no file that ends in .{', .'.join(endings)}")
+        elif any(mark in path for mark in "*?["):
+            # As in a shell, what is hidden has to be named.
+            unwanted = "" if path.rpartition("/")[2].startswith(".") else "."
+            found = [
+                name
+                for name in filesystem.glob(path)
+                if filesystem.isfile(name) and name.rpartition("/")[2][:1] != unwanted
+            ]
+            if not found:
+                raise UsageError(f"no file is like {url}")
+        else:
+            raise UsageError(f"{url} is not a file, a folder or a pattern of files")
+        return sorted(found if local else (_whole_url(filesystem, name, url) for name in found))
+
+
+def _whole_url(filesystem: fsspec.AbstractFileSystem, name: str, url: str) -> str:
+    """Return the URL of a file found at `url`, of an archive with where that lies."""
+    first, chain, rest = url.partition("::")
+    full = str(filesystem.unstrip_protocol(name))
+    return full + chain + rest if "://" in first else full
+
+
+@contextlib.contextmanager
+def open_input(url: str, *, unpack: bool = True) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+    """Open a file of a table for reading; one packed by gzip is unpacked, unless told not to.
+
+    That it is packed is told by its first bytes: some servers unpack what they send, and names say
+    what they like.
+
+    Raises
+    ------
+    UsageError
+        If it can't be opened, or can't be read in the block.
+    """
+    # fsspec raises ValueErrors about servers that know no ranges.
+    remote: tuple[type[Exception], ...] = (ValueError,) if url.startswith("http") else ()
+    with contextlib.ExitStack() as stack:
+        with _input_told(url):
+            file = stack.enter_context(fsspec.open(url, "rb"))
+        with _input_told(url, (OSError, EOFError, zlib.error, *remote)):
+            buffered = stack.enter_context(io.BufferedReader(file, _BUFFER))
+            packed = unpack and buffered.peek(2)[:2] == _GZIP
+            yield stack.enter_context(gzip.GzipFile(fileobj=buffered)) if packed else buffered
+
+
+def input_size(url: str) -> int:
+    """Return the size of a file of a table in bytes.
+
+    Raises
+    ------
+    UsageError
+        If its place doesn't tell.
+    """
+    with _input_told(url):
+        filesystem, path = fsspec.core.url_to_fs(url)
+        return int(filesystem.size(path) or 0)
+
+
+@contextlib.contextmanager
+def _input_told(
+    url: str, kinds: tuple[type[Exception], ...] = (OSError, ImportError, ValueError)
+) -> Iterator[None]:
+    """Turn what goes wrong with a table's place into one line."""
+    try:
+        yield
+    except (*kinds, *remote_errors()) as error:
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"cannot read {url}: {cause or type(error).__name__}") from error
+
+
+class Store:
+    """A folder of a dataset, on any file system of fsspec.
+
+    Parameters
+    ----------
+    url
+        A path or URL.
+    options
+        What fsspec gets: endpoint, profile, credentials. Never shown or recorded.
+
+    Raises
+    ------
+    UsageError
+        For a URL that can't be used.
     """
 
-    def __init__(self, url: str) -> None:
-        if not url or "::" in url:
-            raise UsageError(f"output folder {url!r}: give the path of a folder")
-        try:
-            filesystem, path = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError, OSError) as error:
-            raise UsageError(f"output folder {url}: {error}") from error
-        if not isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
-            raise UsageError(f"output folder {url}: only local and shared file systems so far")
-        self.root = Path(path)
+    def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
+        self._files = files_at(url, options or {})
 
     def __str__(self) -> str:
-        """Return the folder's path."""
-        return str(self.root)
+        """Return the folder's path or URL."""
+        return self.path("")
 
     def create(self) -> None:
         """Make the folder, and see that it can be written.
@@ -67,14 +158,13 @@ class Store:
             If it can't.
         """
         try:
-            with self.stage("probe"):
-                pass
+            self._files.create()
         except StorageError as error:
             raise UsageError(str(error)) from error
 
     def path(self, name: str) -> str:
-        """Return what other readers (pyarrow, webdataset) open `name` by."""
-        return str(self.root / name)
+        """Return what other readers (webdataset, fsspec) open `name` by."""
+        return self._files.path(name)
 
     def size(self, name: str) -> int | None:
         """Return the size of a file in bytes; None if it is not there.
@@ -84,18 +174,27 @@ class Store:
         StorageError
             If the file system doesn't tell.
         """
-        with _told("read", self.root / name):
-            try:
-                return (self.root / name).stat().st_size
-            except FileNotFoundError:
-                return None
+        return self._files.size(name)
 
-    def names(self, folder: str = "") -> list[str]:
-        """Return the names of the files in a folder, sorted; none if it is not there."""
-        try:
-            return sorted(entry.name for entry in os.scandir(self.root / folder))
-        except FileNotFoundError:
-            return []
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Return the sizes of the files of a folder, by their names in it: one listing.
+
+        Raises
+        ------
+        StorageError
+            If the file system doesn't tell.
+        """
+        return self._files.sizes(folder)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading; it can seek.
+
+        Raises
+        ------
+        StorageError
+            If it can't be opened, or read later on.
+        """
+        return self._files.open(name)
 
     def read(self, name: str) -> bytes:
         """Return the content of a file.
@@ -105,8 +204,8 @@ class Store:
         StorageError
             If it can't be read.
         """
-        with _told("read", self.root / name):
-            return (self.root / name).read_bytes()
+        with self.open(name) as file, told("read", self.path(name)):
+            return file.read()
 
     def sha256(self, name: str) -> str:
         """Return the hash of a file's content, as hex.
@@ -116,23 +215,18 @@ class Store:
         StorageError
             If it can't be read.
         """
-        path = self.root / name
-        with _told("read", path), path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with self.open(name) as file, told("read", self.path(name)):
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
-    @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Keep other processes out of the block, on all hosts that honour ``flock``.
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes out of the block, where the file system has locks.
 
-        The file system lets go of the lock when its holder dies. Where there is none, the block
-        runs without.
+        Raises
+        ------
+        StorageError
+            If the folder can't be written.
         """
-        path = self.root / f".{name}.lock"
-        with _locked(path):
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+        return self._files.lock(name)
 
     def write(self, name: str, data: bytes) -> None:
         """Publish a small file in one step.
@@ -146,139 +240,34 @@ class Store:
             staged.write(data)
             staged.commit()
 
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[Staged]:
+    def stage(self, name: str) -> Staged:
         """Open a file that appears under `name` when it is committed, and else never.
+
+        To be used in a ``with``: at its end, what is not committed is discarded.
 
         Raises
         ------
         StorageError
             If it can't be opened, written or committed.
         """
-        target = self.root / name
-        unique = f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        with _told("write to", target.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            opened = Staged(target, target.with_name(f".{target.name}.{unique}.tmp"))
-        with opened as staged:
-            yield staged
+        return self._files.stage(name)
+
+    def clear(self) -> None:
+        """Remove a dataset: the files of its shards and ``_acavdl``; others are left alone.
+
+        Raises
+        ------
+        StorageError
+            If one can't be removed.
+        """
+        self._files.clear()
 
     def sweep(self) -> list[str]:
-        """Remove staged files of processes of this host that are gone; return their names."""
-        swept = []
-        for folder in (self.root, self.root / "_acavdl", self.root / "_acavdl" / "plan"):
-            for path in folder.glob(".*.tmp") if folder.is_dir() else ():
-                found = _STAGED.fullmatch(path.name)
-                if found and found["host"] == _host() and not _alive(int(found["pid"])):
-                    path.unlink(missing_ok=True)
-                    swept.append(path.name)
-        return swept
+        """Remove what processes that are gone left half-written; return its names.
 
-
-class Staged(io.RawIOBase):
-    """A file on its way: written once from the front, hashed on the fly.
-
-    Attributes
-    ----------
-    size : int
-        Bytes written so far.
-    """
-
-    def __init__(self, target: Path, temporary: Path) -> None:
-        super().__init__()
-        self.target = target
-        self.size = 0
-        self._temporary = temporary
-        self._file = temporary.open("xb")
-        self._sha256 = hashlib.sha256()
-        self._committed = False
-
-    @property
-    def sha256(self) -> str:
-        """Hash of what was written, as hex."""
-        return self._sha256.hexdigest()
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
-    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
-        """Append `data`."""
-        self._sha256.update(data)
-        self.size += len(data)
-        with _told("write", self.target):
-            return self._file.write(data)
-
-    def tell(self) -> int:
-        """Return the bytes written so far."""
-        return self.size
-
-    def commit(self) -> None:
-        """Put the file in its place: flushed to the disk, then renamed (also over an older one)."""
-        with _told("write", self.target):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._temporary.replace(self.target)
-        _sync_folder(self.target.parent)
-        self._committed = True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Discard the file unless it was committed."""
-        if not self._committed:
-            # On a full disk closing fails as well: it must neither keep the file nor hide why.
-            with contextlib.suppress(OSError):
-                self._file.close()
-            with contextlib.suppress(OSError):
-                self._temporary.unlink(missing_ok=True)
-        super().__exit__(kind, error, trace)
-
-
-@contextlib.contextmanager
-def _told(action: str, path: Path) -> Iterator[None]:
-    """Turn errors of the file system into ours, with what was tried and on what."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot {action} {path}: {error.strerror or error}") from error
-
-
-def _locked(path: Path) -> BinaryIO:
-    """Return the file at `path`, open and locked."""
-    while True:
-        with _told("write to", path.parent):
-            file = path.open("ab")
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # Whoever held it before has removed it, and another one may stand there by now.
-        with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
-        file.close()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; file systems that can't sync a folder don't need it."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _host() -> str:
-    return socket.gethostname().replace(".", "-")
-
-
-def _alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended but was not fetched by its parent does not."""
-    try:
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+        Raises
+        ------
+        StorageError
+            If the store doesn't tell.
+        """
+        return self._files.sweep()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 import orjson
@@ -11,15 +12,18 @@ import pyarrow as pa
 import webdataset
 
 from acavdl.errors import Outcome, Stage
-from acavdl.models import ClipResult
+from acavdl.models import Clip, ClipResult, Line
+from acavdl.subtitles import within
 
-#: The parquet beside each tar: one row per planned clip. Times are in seconds, sizes in bytes.
+#: The parquet beside each tar: one row per clip. Times are in seconds, sizes in bytes; start and
+#: end are null for a whole video. The additional columns come behind these (see `schema_of`).
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("video_id", pa.string()),
         ("url", pa.string()),
         ("caption", pa.string()),
+        ("captions", pa.list_(pa.string())),
         ("shard", pa.int32()),
         ("row", pa.int32()),
         ("start", pa.float64()),
@@ -61,6 +65,48 @@ SCHEMA = pa.schema(
 )
 
 
+#: Top-level keys of the JSON that no additional column may take.
+_RESERVED = frozenset(
+    {
+        *("key", "url", "caption", "status", "error_message", "clips", "yt_meta_dict"),
+        *("captions", "cut"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the samples and rows of a run hold beside what all do.
+
+    Parameters
+    ----------
+    captions
+        Whether each sample has a ``.txt`` member with its caption.
+    languages
+        Those of the subtitles in the JSON; None = no subtitles.
+    extra
+        The additional columns: their types by name, in Arrow's words (``string``, ``int64``,
+        ``float64``, ``bool``) or ``json``, which is text.
+    """
+
+    captions: bool = False
+    languages: tuple[str, ...] | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+_PLAIN = Layout()
+
+
+def schema_of(layout: Layout) -> pa.Schema:
+    """Return `SCHEMA` and the additional columns; one with a name of `SCHEMA` is not doubled."""
+    more = [
+        (name, pa.string() if kind == "json" else pa.type_for_alias(kind))
+        for name, kind in layout.extra.items()
+        if name not in SCHEMA.names
+    ]
+    return pa.schema([*SCHEMA, *(pa.field(name, kind) for name, kind in more)])
+
+
 @dataclass(frozen=True)
 class Finished:
     """What is the same for the rows of a shard: where and by what they were made."""
@@ -69,11 +115,11 @@ class Finished:
     yt_dlp: str
 
 
-def sample_json(result: ClipResult) -> dict[str, Any]:
+def sample_json(result: ClipResult, layout: Layout = _PLAIN) -> dict[str, Any]:
     """Return the JSON member of a successful clip: the same keys and types in every sample.
 
-    The reference's keys come first; ``cut`` holds what plan and media determine. Nothing in it
-    differs from run to run.
+    The reference's keys come first, then the additional columns; ``cut`` holds what plan and media
+    determine. Nothing in it differs from run to run.
     """
     clip = result.clip
     return {
@@ -82,10 +128,36 @@ def sample_json(result: ClipResult) -> dict[str, Any]:
         "caption": clip.caption,
         "status": "success",
         "error_message": None,
-        "clips": [[clip.start, clip.end]],
-        "yt_meta_dict": {"info": dict(result.info or {})},
+        "clips": None if clip.start is None else [[clip.start, clip.end]],
+        "yt_meta_dict": {
+            "info": None if result.info is None else dict(result.info),
+            "subtitles": _subtitles(result, layout),
+        },
+        **{name: clip.extra.get(name) for name in layout.extra if name not in _RESERVED},
+        "captions": _captions(clip),
         "cut": cut_facts(result),
     }
+
+
+def _captions(clip: Clip) -> list[str] | None:
+    return None if clip.captions is None else list(clip.captions)
+
+
+def _subtitles(result: ClipResult, layout: Layout) -> dict[str, list[dict[str, Any]] | None] | None:
+    """Return the lines of each language that overlap the clip; null where the video has none."""
+    if layout.languages is None:
+        return None
+    found, clip = result.subtitles or {}, result.clip
+    return {
+        language: [_line(line) for line in within(found[language], clip.start_ms, clip.end_ms)]
+        if language in found
+        else None
+        for language in layout.languages
+    }
+
+
+def _line(line: Line) -> dict[str, Any]:
+    return {"start": line.start_ms / 1000, "end": line.end_ms / 1000, "text": line.text}
 
 
 def cut_facts(result: ClipResult) -> dict[str, Any]:
@@ -119,12 +191,12 @@ class SampleWriter:
     ----------
     file
         Where the tar goes; written from front to end.
-    captions
-        Whether each sample has a ``.txt`` member with its caption.
+    layout
+        What the samples hold.
     """
 
-    def __init__(self, file: BinaryIO, *, captions: bool) -> None:
-        self._captions = captions
+    def __init__(self, file: BinaryIO, layout: Layout = _PLAIN) -> None:
+        self._layout = layout
         self._closed = False
         self._tar = webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="")
 
@@ -135,9 +207,9 @@ class SampleWriter:
         members: dict[str, Any] = {
             "__key__": result.clip.key,
             "mp4": result.cut.data,
-            "json": orjson.dumps(sample_json(result)),
+            "json": orjson.dumps(sample_json(result, self._layout)),
         }
-        if self._captions:
+        if self._layout.captions:
             members["txt"] = (result.clip.caption or "").encode()
         self._tar.write(members)
 
@@ -148,7 +220,9 @@ class SampleWriter:
             self._tar.close()
 
 
-def row_of(result: ClipResult, finished: Finished, finished_at_ms: int) -> dict[str, Any]:
+def row_of(
+    result: ClipResult, finished: Finished, finished_at_ms: int, layout: Layout = _PLAIN
+) -> dict[str, Any]:
     """Return the parquet row of a clip, successful or not."""
     clip, cut = result.clip, result.cut
     row: dict[str, Any] = {
@@ -158,6 +232,7 @@ def row_of(result: ClipResult, finished: Finished, finished_at_ms: int) -> dict[
         "video_id": clip.video_id,
         "url": clip.url,
         "caption": clip.caption,
+        "captions": _captions(clip),
         "shard": clip.shard,
         "row": clip.row,
         "start": clip.start,
@@ -179,7 +254,8 @@ def row_of(result: ClipResult, finished: Finished, finished_at_ms: int) -> dict[
         "host": finished.host,
         "yt_dlp": finished.yt_dlp,
     }
-    return {name: row.get(name) for name in SCHEMA.names}
+    columns = {name: row.get(name) for name in SCHEMA.names}
+    return {**{name: clip.extra.get(name) for name in layout.extra}, **columns}
 
 
 def status_of(outcome: Outcome) -> str:
@@ -189,6 +265,6 @@ def status_of(outcome: Outcome) -> str:
     return "failed_to_subsample" if outcome.stage is Stage.CUT else "failed_to_download"
 
 
-def parquet_table(rows: list[dict[str, Any]]) -> pa.Table:
-    """Return the rows as a table of `SCHEMA`."""
-    return cast("pa.Table", pa.Table.from_pylist(rows, schema=SCHEMA))
+def parquet_table(rows: list[dict[str, Any]], layout: Layout = _PLAIN) -> pa.Table:
+    """Return the rows as a table of `schema_of`."""
+    return cast("pa.Table", pa.Table.from_pylist(rows, schema=schema_of(layout)))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
+import fsspec
 import pytest
+import s3
 
 from acavdl.demo import environment
 from acavdl.sandbox import Sandbox
@@ -28,6 +31,23 @@ def online(sandbox: Sandbox) -> Iterator[Sandbox]:
     """The sandbox site, and this process's environment set to reach it."""
     with environment(sandbox.environ()):
         yield sandbox
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The URL of an S3 server, for the whole session."""
+    with s3.s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new bucket, and this process's environment set to reach it."""
+    for name, value in s3.environ(s3_endpoint).items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    fsspec.filesystem("s3", endpoint_url=s3_endpoint, skip_instance_cache=True).mkdir(name)
+    return name
 
 
 @pytest.fixture

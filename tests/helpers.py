@@ -83,6 +83,15 @@ EXPECTED = {
     Fault.MEDIA_REDIRECT: Outcome.OK,
     Fault.MEDIA_SLOW: Outcome.TIMEOUT,
     Fault.MEDIA_NO_RANGE: Outcome.OK,
+    # Where nobody asks for subtitles.
+    Fault.SUBTITLES_NONE: Outcome.OK,
+    Fault.SUBTITLES_AUTOMATIC: Outcome.OK,
+    Fault.SUBTITLES_TOKEN: Outcome.OK,
+    Fault.SUBTITLES_404: Outcome.OK,
+    Fault.SUBTITLES_429: Outcome.OK,
+    Fault.SUBTITLES_503: Outcome.OK,
+    Fault.SUBTITLES_CUT: Outcome.OK,
+    Fault.SUBTITLES_NOISE: Outcome.OK,
 }
 
 

@@ -57,7 +57,7 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
 
 
 def test_help_fits_80_columns() -> None:
-    for arguments in ([], ["run"], ["demo"]):
+    for arguments in ([], ["plan"], ["run"], ["init"], ["presets"], ["demo"]):
         done = call(*arguments, "--help")
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
@@ -103,6 +103,87 @@ def test_certificates_that_are_not_there(
     table = write_csv(tmp_path / "t.csv", [(video_id(1), 0, 1)])
     done = call("run", "--url-list", table, "--output-folder", tmp_path / "out")
     assert_one_line(done, 2, "SSL_CERT_FILE", "no.pem")
+
+
+def test_settings_that_are_wrong_are_told_with_their_file(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("reading: {timout: 3}")
+    done = call("plan", "--config", tmp_path / "s.yaml")
+    assert_one_line(done, 2, "s.yaml", "reading.timout", "reading.timeout")
+    assert_one_line(call("plan", "--url-list", "t.csv"), 2, "output_folder", "--output-folder")
+
+
+def test_two_layouts_that_fit_are_named(tmp_path: Path) -> None:
+    header = ("audiocap_id", "youtube_id", "start_time", "caption", "time_start", "time_end")
+    table = write_csv(tmp_path / "t.csv", [(1, video_id(1), 0, "x", 0, 1)], header)
+    done = call("plan", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert_one_line(done, 2, "--preset audiocaps", "--preset kinetics")
+
+
+def test_table_without_a_header(tmp_path: Path) -> None:
+    (tmp_path / "vgg.csv").write_text('---g-f_I2yQ,1,"people marching",test\n')
+    done = call("plan", "--url-list", tmp_path / "vgg.csv", "--output-folder", tmp_path / "out")
+    assert_one_line(done, 2, "no header", "--preset vggsound")
+    done = call(
+        "plan", "--url-list", tmp_path / "vgg.csv", "--output-folder", tmp_path / "out",
+        "--preset", "vggsound",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 videos" in done.stderr
+
+
+def test_half_a_parquet_file(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pd.DataFrame({"videoID": [video_id(1)] * 99, "start": 0.0, "end": 1.0}).to_parquet(table)
+    table.write_bytes(table.read_bytes()[:-9])
+    done = call("plan", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert_one_line(done, 2, "t.parquet", "Parquet")
+
+
+def test_folder_with_another_plan(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [(video_id(1), 0, 1)])
+    line = ("plan", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert call(*line).returncode == 0
+    assert_one_line(call(*line, "--limit", 3), 3, "limit: None there, 3 now")
+
+
+def test_overwriting_asks_first(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "t.csv", [(video_id(1), 0, 1)])
+    line = ("plan", "--url-list", table, "--output-folder", tmp_path / "out")
+    assert call(*line, "--incremental-mode", "overwrite").returncode == 0
+    done = call(*line, "--incremental-mode", "overwrite", "--limit", 1)
+    assert_one_line(done, 2, "holds a dataset", "--yes")
+    assert call(*line).returncode == 0
+    done = call(*line, "--incremental-mode", "overwrite", "--limit", 1, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert call(*line).returncode == 3
+
+
+def test_settings_for_a_table_make_the_commands_short(online: Sandbox, tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", [(video_id(1, master="m60"), 0, 3)])
+
+    def here(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [*ACAVDL, *arguments]
+        return subprocess.run(
+            line, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    done = here("init", "--url-list", "t.csv")
+    assert done.returncode == 0, done.stderr
+    assert "acavdl.yaml" in done.stdout
+    assert_one_line(here("init", "--url-list", "t.csv"), 2, "is there already", "--force")
+    done = here("plan")
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 videos in 1 shards" in done.stderr
+    done = here("run")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "dataset/00000.tar").exists()
+
+
+def test_layouts_are_listed() -> None:
+    done = call("presets")
+    assert done.returncode == 0
+    assert "panda-70m" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
 # --- tables as users have them ----------------------------------------------------------------

@@ -167,6 +167,73 @@ def test_start_written_as_a_decimal_that_no_float_is() -> None:
         assert made.actual_start == pytest.approx(5.005)
 
 
+# --- whole videos -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("code", "pair"), CASES)
+def test_whole_video_has_every_frame_and_all_of_the_sound(code: str, pair: tuple[int, ...]) -> None:
+    spec = SPECS[code]
+    made = cut_low(files(code, *pair), None, None)
+    shown = probe(made.data, spec)
+    assert (shown.first_frame, shown.last_frame) == (0, spec.frames - 1)
+    assert shown.frames_contiguous
+    assert (made.frames, shown.first_frame_time) == (spec.frames, 0)
+    assert shown.audio_steady
+    assert (made.actual_start, made.av_offset) == (0.0, pytest.approx(0, abs=0.001))
+    assert made.actual_end == pytest.approx(spec.duration, abs=0.001)
+    assert shown.audio_offset == pytest.approx(0, abs=0.0015 if 251 in pair else 0.0005)
+    with av.open(str(files(code, *pair)[-1])) as source, av.open(io.BytesIO(made.data)) as clip:
+        sounds = [
+            [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+            for container in (source, clip)
+        ]
+    # The first packet of the source may be for the decoder alone.
+    assert sounds[1] == sounds[0][-len(sounds[1]) :]
+    assert len(sounds[0]) - len(sounds[1]) <= 1
+
+
+def test_sound_that_outlasts_the_picture_is_kept() -> None:
+    """And a whole video may be one whose sound ends first."""
+    long, short = files("m25", 134, 140), files("m60", 134, 140)
+    outlasting = cut_low([short[0], long[1]], None, None)
+    with av.open(io.BytesIO(outlasting.data)) as container:
+        picture, sound = container.streams.video[0], container.streams.audio[0]
+        assert float(picture.duration * picture.time_base) == pytest.approx(12.0, abs=0.1)
+        assert float(sound.duration * sound.time_base) == pytest.approx(60.0, abs=0.1)
+    assert outlasting.actual_end == pytest.approx(12.0)
+    assert cut_low([long[0], short[1]], None, None).actual_end == pytest.approx(60.0)
+
+
+def test_picture_and_sound_take_turns_in_the_file() -> None:
+    """A player need not read to the end of a whole video to hear its beginning."""
+    with av.open(io.BytesIO(cut_low(files("m25", 134, 140), None, None).data)) as container:
+        packets = [
+            (packet.pos, packet.stream.type, float(packet.pts * packet.time_base))
+            for packet in container.demux()
+            if packet.size
+        ]
+    latest: dict[str, float] = {}
+    for _, kind, seconds in sorted(packets):
+        latest[kind] = seconds
+        if len(latest) == 2:
+            assert abs(latest["video"] - latest["audio"]) < 2
+
+
+def test_truncated_whole_video_is_corrupt(tmp_path: Path) -> None:
+    whole = files("m30", 18)[0].read_bytes()
+    path = tmp_path / "a.mp4"
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(ClipError) as caught:
+        cut_low([path], None, None)
+    assert caught.value.outcome is Outcome.CORRUPT
+
+
+def test_file_that_is_gone_is_an_outcome(tmp_path: Path) -> None:
+    with pytest.raises(ClipError) as caught:
+        cut_low([tmp_path / "gone.mp4"], 0.0, 1.0)
+    assert caught.value.outcome is Outcome.CORRUPT
+
+
 # --- what comes out plays everywhere ------------------------------------------------------------
 
 

@@ -26,10 +26,29 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from acavdl import display
-from acavdl.display import Display, Mode, as_json, as_line, duration, render, say, summary
+from acavdl.config import Config, Reading
+from acavdl.display import (
+    Display,
+    Mode,
+    as_json,
+    as_line,
+    duration,
+    planned,
+    render,
+    say,
+    summary,
+)
 from acavdl.errors import Outcome
+from acavdl.estimate import estimate
+from acavdl.planfile import Part, Plan
+from acavdl.planning import Made
 from acavdl.progress import Snapshot
 
+MADE = Made(
+    Plan((Part("a", 0, (70,), "", 1),), 60, rejected={"bad_id": 2, "duplicate": 1}),
+    rows=73,
+    examples=[{"file": "/x/t.csv", "row": 7, "detail": "it is no id", "value": "nope"}],
+)
 SMALL = Snapshot(
     done=7,
     total=70,
@@ -182,7 +201,7 @@ def test_refused_dead_and_broken_have_colours_of_their_own() -> None:
 def test_without_colours_all_words_are_there(variables: dict[str, str]) -> None:
     environ = {"TERM": "xterm", **variables}
     console = Console(width=80, file=io.StringIO(), force_terminal=True, _environ=environ)
-    console.print(render(SMALL), *summary(SMALL, "out", {}, 0))
+    console.print(render(SMALL), *summary(SMALL, "out", {}))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert not re.search(r"\x1b\[(3|9)\d", text), "a colour"
@@ -248,18 +267,51 @@ def test_json_line_has_every_number() -> None:
 
 def test_summary_says_what_there_is_and_what_is_missing() -> None:
     lost = {number: f"OSError: disk full on {number}" for number in range(12)}
-    text = shown(*summary(SMALL, "s3://bucket/out", lost, 3), width=200)
+    text = shown(*summary(SMALL, "s3://bucket/out", lost, MADE, 2), width=200)
     assert "4 of 70 clips in 1 of 3 shards" in text
     assert "67.9 MB" in text
-    assert "3 rows of the table could not be used" in text
+    assert "3 rows of the table are not used" in text
+    assert "2  bad_id" in text
+    assert "t.csv, row 7: it is no id (nope)" in text
+    assert "all of them: s3://bucket/out/_acavdl/rejected.parquet" in text
+    assert "2 shards are left for another run" in text
     assert "shard 00004 failed: OSError: disk full on 4" in text
     assert "shard 00005" not in text
     assert "12 shards failed" in text
     assert "s3://bucket/out" in text
     assert "private" in text
-    good = shown(*summary(SMALL, "out", {}, 0), width=200)
+    good = shown(*summary(SMALL, "out", {}), width=200)
     assert "failed" not in good
-    assert "could not" not in good
+    assert "not used" not in good
+
+
+def test_a_plan_is_told_in_80_columns() -> None:
+    huge = Plan(
+        tuple(Part(f"{n}", 256 * n, (2000,) * 256, "", 1) for n in range(196)),
+        60_000_000,
+        1e9,
+        rejected={"duplicate": 1_234_567, "start_after_end": 3},
+    )
+    example = {"file": "s3://bucket/a/t.csv", "row": 7, "detail": "it is no id", "value": "x" * 200}
+    made = Made(huge, 100_000_000, [example] * 9, 5, 6, 7)
+    for plan in (made, None):
+        text = shown(planned(huge, estimate(huge, Config()), plan, "s3://bucket/out"), width=80)
+        assert max(map(len, text.splitlines())) <= 80
+        assert "100,352,000 of 60,000,000 videos in 50,176 shards" in text
+        assert "300 M" in text
+        assert "PB" in text
+        assert "8333 d" in text
+        assert "1,234,567  duplicate" in text
+        assert "smaller table" in text
+        assert "No rights to the videos are granted" in text
+    assert "100,000,000 rows" not in text
+    free = estimate(huge, Config(Reading(rate_limit=None)))
+    assert "no rate is set" in shown(planned(huge, free, None, "out"), width=80)
+    small = Plan((Part("a", 0, (3,), "", 1),), 3, 30.0)
+    text = shown(planned(small, estimate(small, Config()), None, "out"), width=80)
+    assert "within the hour's worth" in text
+    assert "smaller table" not in text
+    assert "not used" not in text
 
 
 # --- while it runs -------------------------------------------------------------------------------
@@ -345,7 +397,7 @@ def snapshot():
 with Display(snapshot):
     assert enough.wait(60)
     {end}
-say(*summary(SMALL, "out", {{}}, 0))
+say(*summary(SMALL, "out", {{}}))
 """
 
 
@@ -440,4 +492,4 @@ def test_text_of_the_user_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) 
 
 def test_average_is_that_of_this_run() -> None:
     resumed = replace(SMALL, counts={"ok": 60}, successes_now=6, seconds=3.0, cores=2)
-    assert "1.00 vid/s/core" in shown(*summary(resumed, "out", {}, 0), width=200)
+    assert "1.00 vid/s/core" in shown(*summary(resumed, "out", {}), width=200)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +17,8 @@ from helpers import write_csv
 import acavdl
 from acavdl import driver
 from acavdl.config import Config, Distribution, Reading, Storage
-from acavdl.errors import PlanMismatchError, StorageError
+from acavdl.errors import PlanMismatchError, StorageError, UsageError
+from acavdl.planfile import ShardPlace
 from acavdl.sandbox import Fault, Sandbox, video_id
 
 CONFIG = Config(
@@ -82,7 +85,7 @@ def test_settings_that_do_not_change_the_bytes_may_differ(online: Sandbox, tmp_p
     source = str(table(tmp_path, 4))
     driver.run(source, str(tmp_path / "out"), config=CONFIG, progress="quiet")
     other = Config(Reading(timeout=30.0), CONFIG.storage, Distribution(thread_count=1))
-    assert driver.run(source, str(tmp_path / "out"), config=other, progress="quiet").resumed
+    assert driver.run(source, str(tmp_path / "out"), config=other, progress="quiet").made is None
     wider = Config(CONFIG.reading, Storage(number_sample_per_shard=4), CONFIG.distribution)
     with pytest.raises(PlanMismatchError, match="number_sample_per_shard: 3 there, 4 now"):
         driver.run(source, str(tmp_path / "out"), config=wider, progress="quiet")
@@ -94,7 +97,8 @@ def test_the_same_table_under_another_path_goes_on_and_a_changed_one_does_not(
     source = table(tmp_path, 4)
     driver.run(str(source), str(tmp_path / "out"), config=CONFIG, progress="quiet")
     moved = source.rename(tmp_path / "moved.csv")
-    assert driver.run(str(moved), str(tmp_path / "out"), config=CONFIG, progress="quiet").resumed
+    again = driver.run(str(moved), str(tmp_path / "out"), config=CONFIG, progress="quiet")
+    assert again.made is None
     changed = table(tmp_path, 5)
     with pytest.raises(PlanMismatchError, match="table_sha256"):
         driver.run(str(changed), str(tmp_path / "out"), config=CONFIG, progress="quiet")
@@ -110,7 +114,7 @@ def test_plan_broken_off_before_its_manifest_is_made_anew(online: Sandbox, tmp_p
 
 def test_lazy_frame_has_a_partition_for_each_shard(tmp_path: Path) -> None:
     job = driver.Job(str(tmp_path), CONFIG, captions=False)
-    lazy = driver.shard_frame(range(300), job)
+    lazy = driver.shard_frame([ShardPlace(i, "part", i) for i in range(300)], job)
     assert lazy.npartitions == 300
     assert list(lazy.columns) == list(driver.REPORT)
 
@@ -127,11 +131,12 @@ def test_rejected_rows_are_told_and_the_others_made(
     ]
     source = write_csv(tmp_path / "clips.csv", rows)
     report = driver.run(str(source), str(tmp_path / "out"), config=CONFIG, progress="quiet")
-    assert [(row.row, "id" in row.reason) for row in report.rejected] == [(2, True), (3, False)]
+    assert report.made is not None
+    assert report.made.plan.rejected == {"bad_id": 1, "start_after_end": 1}
     assert driver.tell(report) == 0
     said = capsys.readouterr().err
-    assert "row 2" in said
-    assert "2 rows of the table could not be used" in said
+    assert "clips.csv, row 2: neither a video id" in said
+    assert "2 rows of the table are not used" in said
     assert dict(report.snapshot.counts) == {"ok": 1, "private": 1}
 
 
@@ -180,9 +185,10 @@ def test_clips_that_stand_twice_in_the_table_are_counted(
     name = video_id(1, master="m60")
     source = write_csv(tmp_path / "clips.csv", [(name, 0, 4), (name, 0, 4), (name, 1, 5)])
     report = driver.run(str(source), str(tmp_path / "out"), config=CONFIG, progress="quiet")
-    assert report.duplicates == 1
+    assert report.made is not None
+    assert report.made.plan.rejected == {"duplicate": 1}
     driver.tell(report)
-    assert "1 clips stand in the table more than once" in capsys.readouterr().err
+    assert "1  duplicate" in capsys.readouterr().err
 
 
 def test_requests_ca_bundle_alone_is_enough(
@@ -207,3 +213,123 @@ def test_requests_ca_bundle_alone_is_enough(
 
 def test_package_gives_the_run() -> None:
     assert acavdl.run is driver.run
+    assert acavdl.plan is driver.plan
+
+
+# --- the call
+
+
+def quick(**more: Any) -> Any:
+    return {"config": CONFIG, "progress": "quiet", **more}
+
+
+def test_a_plan_alone_asks_nothing_of_the_site(tmp_path: Path) -> None:
+    # No sandbox is there to be asked.
+    report = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    assert (report.plan.clips, report.plan.videos, report.plan.sizes) == (9, 9, (3, 3, 3))
+    assert report.estimate.requests == 9 * 5
+    assert report.made is not None
+    again = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    assert again.plan == report.plan
+    assert again.made is None
+    assert not list((tmp_path / "out").glob("*.tar"))
+
+
+def test_a_run_takes_up_a_plan(online: Sandbox, tmp_path: Path) -> None:
+    acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    report = acavdl.run(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    assert report.made is None
+    assert dict(report.snapshot.counts) == {"ok": 9}
+
+
+def test_a_larger_table_extends_the_dataset(online: Sandbox, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    acavdl.run(str(table(tmp_path, 4)), str(out), **quick())
+    before = {path.name: path.read_bytes() for path in sorted(out.glob("0*"))}
+    plan = acavdl.plan(str(table(tmp_path, 9)), str(out), **quick(incremental_mode="extend"))
+    assert plan.plan.sizes == (3, 1, 3, 2)
+    assert plan.made is not None
+    assert plan.made.planned == 4
+    report = acavdl.run(str(table(tmp_path, 9)), str(out), **quick())
+    assert dict(report.snapshot.counts) == {"ok": 9}
+    after = {path.name: path.read_bytes() for path in sorted(out.glob("0*"))}
+    assert {name: after[name] for name in before} == before
+    keys = pd.concat([pd.read_parquet(path) for path in sorted(out.glob("*.parquet"))])["key"]
+    assert len(keys) == keys.nunique() == 9
+    with pytest.raises(PlanMismatchError, match="table_sha256"):
+        acavdl.run(str(table(tmp_path, 4)), str(out), **quick())
+    again = acavdl.run(str(table(tmp_path, 9)), str(out), **quick(incremental_mode="extend"))
+    assert again.made is None
+
+
+def test_a_dataset_is_overwritten_and_other_files_are_left(online: Sandbox, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    acavdl.run(str(table(tmp_path, 9)), str(out), **quick())
+    (out / "notes.txt").write_text("mine")
+    (out / "123.tar").write_text("mine")
+    plan = acavdl.plan(str(table(tmp_path, 4)), str(out), **quick(incremental_mode="overwrite"))
+    assert plan.plan.clips == 4
+    assert sorted(path.name for path in out.iterdir()) == ["123.tar", "_acavdl", "notes.txt"]
+
+
+def test_what_the_file_says_holds_where_the_call_is_silent(tmp_path: Path) -> None:
+    file = tmp_path / "settings.yaml"
+    source = table(tmp_path)
+    file.write_text(
+        f"url_list: {source}\noutput_folder: {tmp_path / 'out'}\nlimit: 4\n"
+        "storage: {number_sample_per_shard: 2}\n"
+    )
+    report = acavdl.plan(config=str(file), progress="quiet")
+    assert report.plan.sizes == (2, 2)
+    report = acavdl.plan(config=str(file), output_folder=str(tmp_path / "b"), limit=3)
+    assert report.plan.sizes == (2, 1)
+    report = acavdl.plan(
+        str(source),
+        str(tmp_path / "c"),
+        config={"storage": {"number_sample_per_shard": 5}},
+        progress="quiet",
+    )
+    assert report.plan.sizes == (5, 4)
+
+
+def test_what_is_missing_in_a_call_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="url_list is missing: give --url-list"):
+        acavdl.plan(output_folder=str(tmp_path / "out"))
+    with pytest.raises(UsageError, match="output_folder is missing"):
+        acavdl.plan(str(table(tmp_path)))
+    with pytest.raises(TypeError, match="unexpected argument 'colour'"):
+        acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), colour="red")
+
+
+def test_names_that_samples_have_already_are_refused(tmp_path: Path) -> None:
+    rows = [(video_id(1, master="m60"), 0, 4, "x", "y")]
+    header = ("videoID", "start", "end", "key", "caption")
+    source = str(write_csv(tmp_path / "t.csv", rows, header))
+    out = str(tmp_path / "out")
+    for name in ("key", "caption"):
+        with pytest.raises(UsageError, match=f"'{name}' has the name of a key"):
+            acavdl.plan(source, out, save_additional_columns=[name])
+    report = acavdl.plan(
+        source, out, save_additional_columns="caption,start", caption_col="caption"
+    )
+    assert report.plan.extra == {"caption": "string", "start": "string"}
+
+
+def last_two(missing: list[int]) -> list[int]:
+    """Stand for the sampler of a user."""
+    return missing[-2:]
+
+
+def test_a_sampler_picks_the_shards_of_this_run(
+    online: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(CONFIG, reading=replace(CONFIG.reading, sampler="test_driver.last_two"))
+    out = tmp_path / "out"
+    report = acavdl.run(str(table(tmp_path)), str(out), config=config, progress="quiet")
+    assert sorted(path.stem for path in out.glob("*.tar")) == ["00001", "00002"]
+    assert report.left == 1
+    driver.tell(report)
+    assert "1 shards are left for another run" in capsys.readouterr().err
+    wrong = replace(CONFIG, reading=replace(CONFIG.reading, sampler="builtins.str.split"))
+    with pytest.raises(UsageError, match=r"reading\.sampler"):
+        acavdl.run(str(table(tmp_path)), str(out), config=wrong, progress="quiet")

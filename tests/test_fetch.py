@@ -289,7 +289,7 @@ def test_file_is_right_or_the_fetch_fails(
 
     with pytest.MonkeyPatch.context() as patch, origin(answer) as server:
         patch.setattr(acavdl.fetch, "CHUNK_BYTES", CHUNK)
-        patch.setattr(acavdl.fetch, "_back_off", lambda _: None)
+        patch.setattr(acavdl.fetch, "back_off", lambda _: None)
         patch.setenv("NO_PROXY", "127.0.0.1")
         path = tmp_path_factory.mktemp("any") / "f"
         assert fetch(server.url(), path, retries=len(events)) == digest(MEDIA)

@@ -22,10 +22,16 @@ from acavdl.ledger import (
     shard_name,
     write_manifest,
 )
-from acavdl.plan import Plan
+from acavdl.planfile import Part, Plan
 from acavdl.storage import Store
 
-PLAN = Plan("0123", 5, (3, 3, 1))
+PLAN = Plan(
+    (Part("a.parquet", 0, (3, 3), "01", 7), Part("b.parquet", 2, (1,), "23", 8)),
+    5,
+    12.5,
+    {"label": "string"},
+    {"bad_id": 2},
+)
 SOURCE = {"url_list": "clips.csv", "url_col": None, "clip_col": None, "caption_col": "title"}
 CONFIG = Config(Reading(ytdlp={"password": "SECRET"}), Storage(3))
 
@@ -99,10 +105,10 @@ def test_what_differs_is_named_with_both_values(
         b"[]",
         b'"text"',
         b"{}",
-        b'{"format_version": 1}',
-        b'{"format_version": 1, "plan": null, "source": {}, "fingerprint": {}}',
-        b'{"format_version": 1, "plan": {"digest": "", "videos": 1}, "source": {}}',
-        b'{"format_version": 1, "plan": {"digest": "", "videos": 1, "sizes": [1]}, "source": 3}',
+        b'{"format_version": 2}',
+        b'{"format_version": 2, "plan": null, "source": {}, "fingerprint": {}}',
+        b'{"format_version": 2, "plan": {"digest": "", "videos": 1}, "source": {}}',
+        b'{"format_version": 2, "plan": {"digest": "", "videos": 1, "parts": [1]}, "source": 3}',
         b"\xff\xfe",
     ],
 )
@@ -210,7 +216,7 @@ def test_names_of_shards_sort_by_number() -> None:
 
 
 def test_a_plan_is_remembered_whatever_its_size(store: Store) -> None:
-    large = dataclasses.replace(PLAN, sizes=(2000,) * 50_000)
+    large = dataclasses.replace(PLAN, parts=(Part("a", 0, (2000,) * 50_000, "0", 9),))
     write_manifest(store, large, SOURCE, CONFIG)
     assert plan_of(read_manifest(store) or {}) == large
 

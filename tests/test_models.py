@@ -69,6 +69,14 @@ def test_what_is_an_id(text: str) -> None:
 
 
 def test_a_clip_travels_between_processes() -> None:
-    original = Clip("abcdefghijk", "https://x", 1500, 3250, 7, 3, "caption")
+    original = Clip("abcdefghijk", "https://x", 1500, 3250, 7, 3, "a", ("a", "b"), {"n": 1})
     assert pickle.loads(pickle.dumps(original)) == original
     assert (original.start, original.end) == (1.5, 3.25)
+
+
+@pytest.mark.parametrize("video_id", ["abcdefghijk", "any/thing"])
+def test_a_whole_video_has_no_times_and_its_own_key(video_id: str) -> None:
+    whole = Clip(video_id, "https://x", None, None, 7, 3)
+    assert (whole.start, whole.end) == (None, None)
+    assert whole.key == name_of(video_id, "https://x") + "_full"
+    assert pickle.loads(pickle.dumps(whole)) == whole

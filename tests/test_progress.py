@@ -52,6 +52,22 @@ def test_totals() -> None:
     assert snapshot.shards_done == 0
 
 
+def test_videos_whose_subtitles_become_clips() -> None:
+    """The plan counts videos, the parquet clips: what is done never exceeds the total."""
+    roll_up = RollUp((2, 2, 2), 1, Clock())
+    roll_up.add_published(0, {"ok": 30, "no_subtitles": 1})
+    assert (roll_up.snapshot().done, roll_up.snapshot().total) == (31, 35)
+    roll_up.update(word(1, ok=1))
+    assert (roll_up.snapshot().done, roll_up.snapshot().total) == (32, 35)
+    roll_up.update(word(1, ok=9))
+    assert (roll_up.snapshot().done, roll_up.snapshot().total) == (40, 42)
+    roll_up.update(word(1, ok=50), finished=True)
+    assert (roll_up.snapshot().done, roll_up.snapshot().total) == (81, 83)
+    roll_up.update(word(2, ok=2), finished=True)
+    assert (roll_up.snapshot().done, roll_up.snapshot().total) == (83, 83)
+    assert roll_up.snapshot().eta == 0.0
+
+
 def test_rates_are_those_of_the_last_thirty_seconds() -> None:
     """vid/s/core = clips finished OK in the last 30 s / (30 × cores); the others beside it."""
     clock = Clock()

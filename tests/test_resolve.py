@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,16 @@ from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, RequestError
 from acavdl.budget import Budget
 from acavdl.config import Reading
 from acavdl.errors import ClipError, Outcome
+from acavdl.models import Line, Source
 from acavdl.net import Network
-from acavdl.resolve import INFO_FIELDS, Resolver, choose_formats, typed_info
+from acavdl.resolve import (
+    COUNT_FIELDS,
+    INFO_FIELDS,
+    Resolver,
+    choose_formats,
+    choose_track,
+    typed_info,
+)
 from acavdl.sandbox import Fault, Sandbox, video_id
 
 CODECS = ("avc1", "av01", "vp9")
@@ -390,6 +399,256 @@ def test_close_leaves_nothing_behind(online: Sandbox) -> None:
 
 def _logger(name: str) -> logging.Logger:
     return logging.getLogger(name)
+
+
+# --- subtitles ---------------------------------------------------------------------------------
+
+
+def listed(*names: str, **more: Any) -> list[dict[str, Any]]:
+    return [{"ext": name, "url": f"https://x.invalid/{name}", **more} for name in names]
+
+
+def test_track_is_of_the_best_format_and_of_people_before_machines() -> None:
+    info = {
+        "subtitles": {"en": listed("srt", "ttml", "vtt", "json3"), "de": listed("ttml", "srv3")},
+        "automatic_captions": {"en": listed("json3"), "de": listed("vtt"), "fr": listed("json3")},
+    }
+    found = {
+        (language, automatic): track and (track.name, track.automatic)
+        for language in ("en", "de", "fr", "it")
+        for automatic in (False, True)
+        for track in [choose_track(info, language, automatic=automatic)]
+    }
+    assert found == {
+        ("en", False): ("json3", False),
+        ("en", True): ("json3", False),
+        ("de", False): None,
+        ("de", True): ("vtt", True),
+        ("fr", False): None,
+        ("fr", True): ("json3", True),
+        ("it", False): None,
+        ("it", True): None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("entry", "name"),
+    [
+        ({"url": "https://x.invalid/a.vtt?b=c"}, "vtt"),
+        ({"ext": "vtt", "data": "WEBVTT"}, "vtt"),
+        ({"ext": "vtt", "url": "https://x.invalid/list.m3u8", "protocol": "m3u8_native"}, None),
+        ({"ext": "json3", "url": "file:///etc/passwd"}, None),
+        ({"ext": "json3"}, None),
+        ({}, None),
+    ],
+)
+def test_track_is_one_file_that_can_be_had(entry: dict[str, Any], name: str | None) -> None:
+    track = choose_track({"subtitles": {"en": [entry]}}, "en", automatic=False)
+    assert (track and track.name) == name
+
+
+@pytest.mark.parametrize("info", [{}, {"subtitles": None}, {"subtitles": []}, {"subtitles": {}}])
+def test_no_list_is_no_track(info: dict[str, Any]) -> None:
+    assert choose_track(info, "en", automatic=True) is None
+
+
+def look_up(video: str, *languages: str, retries: int = 0, **options: Any) -> Source:
+    reading = Reading(
+        **{
+            "writesubtitles": "first",
+            "subtitleslangs": languages or ("en",),
+            "retries": retries,
+            **options,
+        }
+    )
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, reading)) as made,
+        Budget(30).scope(),
+    ):
+        return made.resolve(watch(video))
+
+
+def texts(source: Source) -> dict[str, str]:
+    """The text of the line at 4 seconds, by language."""
+    return {
+        language: next(line.text for line in lines if line.start_ms == 4000)
+        for language, lines in (source.subtitles or {}).items()
+    }
+
+
+ENGLISH, GERMAN, HEARD = "line at 4 seconds", "Zeile bei 4 Sekunden", "words at 4 seconds"
+BILINGUAL = video_id(3)
+
+
+@pytest.mark.parametrize(
+    ("which", "languages", "found"),
+    [
+        ("first", ("de", "en"), {"de": GERMAN}),
+        ("first", ("fr", "en", "de"), {"en": ENGLISH}),
+        ("first", ("fr",), {}),
+        ("all", ("de", "fr", "en", "de"), {"de": GERMAN, "en": ENGLISH}),
+        (None, ("en",), {}),
+    ],
+)
+def test_which_subtitles_come(
+    online: Sandbox, which: Any, languages: tuple[str, ...], found: dict[str, str]
+) -> None:
+    online.reset()
+    source = look_up(BILINGUAL, *languages, writesubtitles=which)
+    assert texts(source) == found
+    assert (source.subtitles is None) == (which is None)
+    # One extraction, then a request for each; none for those that there are not.
+    requests = online.stats().requests
+    assert (requests["page"], requests["player"]) == (1, 1)
+    assert requests["subtitles"] == len(found)
+    assert online.stats().connections == (1,)
+
+
+@pytest.mark.parametrize(
+    ("video", "automatic", "found"),
+    [
+        (video_id(1), True, {"en": ENGLISH}),
+        (video_id(1, fault=Fault.SUBTITLES_AUTOMATIC), True, {"en": HEARD}),
+        (video_id(1, fault=Fault.SUBTITLES_AUTOMATIC), False, {}),
+        (video_id(1, fault=Fault.SUBTITLES_NONE), True, {}),
+        # What is listed and is not there is not there.
+        (video_id(1, fault=Fault.SUBTITLES_404), True, {}),
+    ],
+)
+def test_automatic_subtitles_are_the_second_choice(
+    online: Sandbox, video: str, automatic: bool, found: dict[str, str]
+) -> None:
+    assert texts(look_up(video, writeautomaticsub=automatic)) == found
+
+
+def test_lines_of_speech_recognition_do_not_overlap(online: Sandbox) -> None:
+    source = look_up(video_id(1, fault=Fault.SUBTITLES_AUTOMATIC), writeautomaticsub=True)
+    assert source.subtitles is not None
+    assert source.subtitles["en"][:2] == (
+        Line(0, 2000, "words at 0 seconds"),
+        Line(2000, 4000, "words at 2 seconds"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "requests"),
+    [
+        (Fault.SUBTITLES_429, Outcome.HTTP_429, 1),
+        (Fault.SUBTITLES_503, Outcome.HTTP_5XX, 2),
+        (Fault.SUBTITLES_CUT, Outcome.NETWORK, 2),
+        (Fault.SUBTITLES_NOISE, Outcome.EXTRACTOR_BROKEN, 1),
+        (Fault.SUBTITLES_TOKEN, Outcome.EXTRACTOR_BROKEN, 0),
+    ],
+)
+def test_subtitles_that_are_refused_or_lost_are_no_missing_ones(
+    online: Sandbox, fault: Fault, outcome: Outcome, requests: int
+) -> None:
+    online.reset()
+    with pytest.raises(ClipError) as raised:
+        look_up(video_id(1, fault=fault), retries=1)
+    assert raised.value.outcome is outcome
+    assert raised.value.detail
+    assert online.stats().requests["subtitles"] == requests
+
+
+def test_subtitles_withheld_in_a_language_that_nobody_asked_for(online: Sandbox) -> None:
+    assert look_up(video_id(1, fault=Fault.SUBTITLES_TOKEN), "fr").subtitles == {}
+
+
+def test_subtitles_that_fail_once_are_tried_again(online: Sandbox) -> None:
+    online.reset()
+    assert texts(look_up(video_id(1, fault=Fault.FIRST_503), retries=1)) == {"en": ENGLISH}
+
+
+def test_subtitles_of_a_monstrous_size_are_given_up(
+    online: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acavdl.resolve._SUBTITLES_BYTES", 100)
+    with pytest.raises(ClipError, match="more than 100 bytes") as raised:
+        look_up(video_id(1))
+    assert raised.value.outcome is Outcome.EXTRACTOR_BROKEN
+
+
+# --- files of this machine ---------------------------------------------------------------------
+
+
+def resolved(url: str, **options: Any) -> Source:
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, Reading(**options))) as made,
+    ):
+        return made.resolve(url)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "ü #?%20.webm", "none"])
+def test_file_of_this_machine(tmp_path: Path, name: str, no_variables: None) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"media")
+    for url in (path.as_uri(), path.as_uri().replace("file:///", "file://localhost/")):
+        source = resolved(url)
+        (stream,) = source.streams
+        assert (stream.path, stream.size, stream.url) == (str(path), 5, url)
+        assert stream.container == path.suffix[1:]
+        assert source.info == dict.fromkeys(name for name, _ in INFO_FIELDS)
+        assert source.counts == dict.fromkeys(COUNT_FIELDS)
+        assert (source.duration, source.available_at, source.subtitles) == (None, None, None)
+    assert resolved(url, writesubtitles="all").subtitles == {}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///nonexistent/a.mp4",
+        "file:///",
+        "file:///dev/zero",
+        "file:///a%00b",
+        "file:relative.mp4",
+        "file://elsewhere/a.mp4",
+        "file://[broken/a.mp4",
+        "file:",
+    ],
+)
+def test_what_is_no_file_of_this_machine_is_bad_input(url: str, no_variables: None) -> None:
+    with pytest.raises(ClipError) as raised:
+        resolved(url)
+    assert raised.value.outcome is Outcome.BAD_INPUT
+    assert raised.value.detail.startswith(url)
+
+
+def test_other_spellings_of_the_scheme_lead_nowhere(tmp_path: Path, no_variables: None) -> None:
+    """Whether files may stand in a table is decided by one spelling."""
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"media")
+    with pytest.raises(ClipError):
+        resolved(path.as_uri().replace("file:", "FILE:"))
+
+
+def test_fifo_is_not_waited_for(tmp_path: Path, no_variables: None) -> None:
+    os.mkfifo(tmp_path / "fifo.mp4")
+    with pytest.raises(ClipError, match="not a file"):
+        resolved((tmp_path / "fifo.mp4").as_uri())
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_file_that_may_not_be_read(tmp_path: Path, no_variables: None) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"media")
+    path.chmod(0)
+    with pytest.raises(ClipError, match="Permission denied"):
+        resolved(path.as_uri())
+
+
+def test_no_site_can_name_a_file_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page says is never taken for a path: only the table's own words are."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    page = b'<html><video src="file:///etc/passwd" type="video/mp4"></video></html>'
+    with site(lambda *_: (200, {"Content-Type": "text/html"}, page)) as server:
+        try:
+            source = resolved(server.url("/page"))
+        except ClipError:
+            return
+    assert [stream.path for stream in source.streams] == [None]
 
 
 # --- yt-dlp's requests over our network --------------------------------------------------------

@@ -262,7 +262,52 @@ def test_automatic_captions_time_each_word(web):
     info, _ = extract(video_id(1))
     url = next(s["url"] for s in info["automatic_captions"]["en-orig"] if s["ext"] == "json3")
     events = json.loads(web.request("GET", url).data)["events"]
-    assert events[1]["segs"][1] == {"utf8": " at", "tOffsetMs": 500}
+    window, first, break_behind, second, *_ = events
+    assert "segs" not in window
+    assert first["segs"][:2] == [{"utf8": "words"}, {"utf8": " at", "tOffsetMs": 500}]
+    assert break_behind["segs"] == [{"utf8": "\n"}]
+    # They roll: a line stays while the next one is spoken.
+    assert first["tStartMs"] + first["dDurationMs"] > second["tStartMs"]
+
+
+def test_one_video_in_eight_has_captions_in_german(web):
+    info, _ = extract(video_id(3))
+    assert list(info["subtitles"]) == ["en", "de"]
+    url = next(s["url"] for s in info["subtitles"]["de"] if s["ext"] == "srt")
+    assert "Zeile bei 4 Sekunden" in web.request("GET", url).data.decode()
+
+
+@pytest.mark.parametrize(
+    ("fault", "manual", "automatic"),
+    [
+        (Fault.SUBTITLES_NONE, False, False),
+        (Fault.SUBTITLES_AUTOMATIC, False, True),
+        (Fault.SUBTITLES_TOKEN, False, False),
+    ],
+)
+@pytest.mark.usefixtures("sandbox")
+def test_captions_that_are_missing(fault, manual, automatic):
+    info, warnings = extract(video_id(1, fault=fault), writesubtitles=True)
+    assert ("en" in info["subtitles"], "en" in info["automatic_captions"]) == (manual, automatic)
+    assert any("PO token" in w for w in warnings) == (fault is Fault.SUBTITLES_TOKEN)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"),
+    [(Fault.SUBTITLES_404, 404), (Fault.SUBTITLES_429, 429), (Fault.SUBTITLES_503, 503)],
+)
+def test_captions_that_are_refused(web, fault, status):
+    info, _ = extract(video_id(1, fault=fault))
+    assert web.request("GET", info["subtitles"]["en"][0]["url"]).status == status
+
+
+def test_captions_that_break_off_or_are_noise(web):
+    info, _ = extract(video_id(1, fault=Fault.SUBTITLES_CUT))
+    with pytest.raises(urllib3.exceptions.ProtocolError):
+        web.request("GET", info["subtitles"]["en"][0]["url"])
+    info, _ = extract(video_id(1, fault=Fault.SUBTITLES_NOISE))
+    answer = web.request("GET", info["subtitles"]["en"][0]["url"])
+    assert (answer.status, len(answer.data)) == (200, 4096)
 
 
 def test_the_last_caption_ends_with_the_video():

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
+import json
+import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from acavdl import shard
-from acavdl.config import Config, Distribution, Reading
-from acavdl.errors import Outcome, StorageError
-from acavdl.models import Clip, Cut
+from acavdl.config import Clipping, Config, Distribution, Reading, Storage
+from acavdl.errors import ClipError, Outcome, StorageError
+from acavdl.models import Clip, Cut, Line, Source
+from acavdl.resolve import Resolver
 from acavdl.sandbox import Fault, Sandbox, video_id
+from acavdl.sandbox.probe import probe
 from acavdl.shard import Job, StoppedError, make_shard, process_shard, report_of
 
 READING = Reading(timeout=8.0, retries=0, rate_limit=None)
@@ -34,7 +43,8 @@ def clips(count: int, **which: object) -> list[Clip]:
 
 
 def frame(rows: list[Clip]) -> pd.DataFrame:
-    return pd.DataFrame([vars(clip) for clip in rows])
+    """As the plan has them: additional columns are JSON there."""
+    return pd.DataFrame([{**vars(clip), "extra": None} for clip in rows])
 
 
 @pytest.fixture(autouse=True)
@@ -103,8 +113,6 @@ def test_failure_of_the_store_is_loud_and_leaves_nothing(online: Sandbox, tmp_pa
 
 
 def test_captions_become_members(online: Sandbox, tmp_path: Path) -> None:
-    import tarfile
-
     name = video_id(1, master="m60")
     url = f"https://www.youtube.com/watch?v={name}"
     rows = [
@@ -189,3 +197,388 @@ def test_time_that_is_up_before_the_cut_is_a_timeout(
     make_shard(rows, Job(str(tmp_path), hasty, captions=False))
     table = pd.read_parquet(tmp_path / "00003.parquet")
     assert table["outcome"].tolist() == [Outcome.OK, Outcome.TIMEOUT]
+
+
+# --- what tables can ask for -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """A shard as its readers find it."""
+
+    report: Any
+    rows: pd.DataFrame
+    samples: dict[str, dict[str, bytes]]
+
+    def json(self, key: str) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.samples[key]["json"])
+        return read
+
+
+def whole(name: str, row: int = 0, **more: Any) -> Clip:
+    """A whole video of the site, as it is planned."""
+    return Clip(name, f"https://www.youtube.com/watch?v={name}", None, None, 0, row, **more)
+
+
+def local(path: Path, row: int = 0, start: int | None = 1000) -> Clip:
+    end = None if start is None else start + 2000
+    return Clip(f"u{row:016x}", path.as_uri(), start, end, 0, row)
+
+
+def make(
+    folder: Path,
+    rows: Sequence[Clip],
+    clipping: Clipping | None = None,
+    *,
+    lines: bool = False,
+    reading: Reading = READING,
+    **more: Any,
+) -> Made:
+    config = replace(
+        CONFIG,
+        reading=reading,
+        clipping=clipping or Clipping(),
+        storage=Storage(captions_are_subtitles=lines),
+    )
+    (folder / "tmp").mkdir(parents=True)
+    job = Job(str(folder / "out"), config, **{"captions": lines, **more}, tmp_dir=f"{folder}/tmp")
+    report = make_shard(rows, job)
+    assert list((folder / "tmp").iterdir()) == []
+    table = pd.read_parquet(folder / "out/00000.parquet")
+    stats = json.loads((folder / "out/00000_stats.json").read_bytes())
+    assert report.clips == stats["count"] == len(table) == sum(report.counts.values())
+    samples: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(folder / "out/00000.tar") as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            assert extension not in samples.setdefault(key, {})
+            samples[key][extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
+    assert list(samples) == table.loc[table["outcome"] == "ok", "key"].tolist()
+    return Made(report, table, samples)
+
+
+def test_whole_videos(online: Sandbox, tmp_path: Path) -> None:
+    names = [video_id(1, master="m60"), video_id(1, fault=Fault.PRIVATE)]
+    made = make(tmp_path, [whole(name, row) for row, name in enumerate(names)])
+    assert made.rows["key"].tolist() == [f"{name}_full" for name in names]
+    assert made.rows["outcome"].tolist() == ["ok", "private"]
+    assert made.rows["start"].isna().all()
+    assert made.rows["end"].isna().all()
+    sample = made.json(f"{names[0]}_full")
+    assert sample["clips"] is None
+    assert (sample["cut"]["start"], sample["cut"]["end"]) == (None, None)
+    assert (sample["cut"]["actual_start"], sample["cut"]["actual_end"]) == (0.0, 12.0)
+    shown = probe(made.samples[f"{names[0]}_full"]["mp4"], online.masters["m60"])
+    assert (shown.first_frame, shown.last_frame, shown.frames_contiguous) == (0, 719, True)
+
+
+def test_limits_of_length_are_not_for_whole_videos(online: Sandbox, tmp_path: Path) -> None:
+    name = video_id(1, master="m60")
+    made = make(tmp_path, [whole(name)], Clipping(min_length=100.0, max_length=200.0))
+    assert list(made.samples) == [f"{name}_full"]
+
+
+def test_subtitles_of_a_clip_and_of_a_whole_video(online: Sandbox, tmp_path: Path) -> None:
+    bilingual, none = video_id(3, master="m60"), video_id(3, fault=Fault.SUBTITLES_NONE)
+    url = f"https://www.youtube.com/watch?v={bilingual}"
+    rows = [whole(bilingual), Clip(bilingual, url, 3000, 6000, 0, 1), whole(none, 2)]
+    reading = replace(READING, writesubtitles="all", subtitleslangs=("en", "fr", "de"))
+    made = make(tmp_path, rows, reading=reading)
+    found = {key: made.json(key)["yt_meta_dict"]["subtitles"] for key in (row.key for row in rows)}
+    assert [list(each) for each in found.values()] == [["en", "fr", "de"]] * 3
+    everything, some, nothing = found.values()
+    assert [line["text"] for line in everything["en"]] == [
+        f"line at {at} seconds" for at in range(0, 12, 2)
+    ]
+    assert some == {
+        "en": [
+            {"start": 2.0, "end": 4.0, "text": "line at 2 seconds"},
+            {"start": 4.0, "end": 6.0, "text": "line at 4 seconds"},
+        ],
+        "fr": None,
+        "de": [
+            {"start": 2.0, "end": 4.0, "text": "Zeile bei 2 Sekunden"},
+            {"start": 4.0, "end": 6.0, "text": "Zeile bei 4 Sekunden"},
+        ],
+    }
+    assert nothing == {"en": None, "fr": None, "de": None}
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome"),
+    [(Fault.SUBTITLES_429, Outcome.HTTP_429), (Fault.SUBTITLES_503, Outcome.HTTP_5XX)],
+)
+def test_subtitles_that_are_refused_or_lost_fail_the_clip(
+    online: Sandbox, tmp_path: Path, fault: Fault, outcome: Outcome
+) -> None:
+    online.reset()
+    reading = replace(READING, writesubtitles="first")
+    made = make(tmp_path, [whole(video_id(1, fault=fault))], reading=reading)
+    assert made.rows["outcome"].tolist() == [outcome]
+    # No byte of media is asked for in vain.
+    assert online.stats().requests["media"] == 0
+
+
+def test_metadata_can_be_left_out(online: Sandbox, tmp_path: Path) -> None:
+    name = video_id(1, master="m60")
+    reading = replace(READING, get_info=False)
+    made = make(tmp_path, [whole(name)], reading=reading, caption_from="title")
+    sample = made.json(f"{name}_full")
+    assert sample["yt_meta_dict"] == {"info": None, "subtitles": None}
+    assert sample["caption"].startswith("Video 1")
+
+
+@pytest.mark.parametrize("field", ["title", "description"])
+def test_caption_may_come_from_the_site(online: Sandbox, tmp_path: Path, field: Any) -> None:
+    rows = [*clips(2), *clips(1, fault=Fault.PRIVATE)]
+    rows = [replace(clip, shard=0, row=row) for row, clip in enumerate(rows)]
+    made = make(tmp_path, rows, captions=True, caption_from=field)
+    for clip in rows[:2]:
+        sample = made.json(clip.key)
+        assert sample["caption"] == sample["yt_meta_dict"]["info"][field] != ""
+        assert sample["captions"] == [sample["caption"]]
+        assert made.samples[clip.key]["txt"].decode() == sample["caption"]
+    assert made.rows["caption"].tolist()[:2] == [made.json(c.key)["caption"] for c in rows[:2]]
+    assert made.rows["caption"].isna().tolist() == [False, False, True]
+
+
+def test_additional_columns_reach_samples_and_rows(online: Sandbox, tmp_path: Path) -> None:
+    types = {
+        "label": "string",
+        "views": "int64",
+        "score": "float64",
+        "good": "bool",
+        "url": "string",
+    }
+    values = {"label": "a", "views": 7, "score": 0.5, "good": True, "url": "theirs"}
+    rows = [*clips(2), *clips(1, fault=Fault.PRIVATE)]
+    extras: list[dict[str, Any]] = [values, dict.fromkeys(values), values]
+    rows = [
+        replace(clip, shard=0, row=row, extra=extra)
+        for row, (clip, extra) in enumerate(zip(rows, extras, strict=True))
+    ]
+    made = make(tmp_path, rows, extra=types)
+    for clip in rows[:2]:
+        sample = made.json(clip.key)
+        assert {name: sample[name] for name in types} == {**clip.extra, "url": clip.url}
+    table = pq.read_table(tmp_path / "out/00000.parquet")
+    assert [str(table.schema.field(name).type) for name in types] == [
+        "string", "int64", "double", "bool", "string",
+    ]  # fmt: skip
+    assert table["views"].to_pylist() == [7, None, 7]
+    assert table["url"].to_pylist() == [clip.url for clip in rows]
+
+
+# --- subtitles that become clips ---------------------------------------------------------------
+
+
+def test_lines_become_clips(online: Sandbox, tmp_path: Path) -> None:
+    online.reset()
+    name = video_id(1, master="m60")
+    extra = {"label": "kept"}
+    rows = [whole(name, 0, extra=extra), whole(video_id(1, fault=Fault.PRIVATE), 1, extra=extra)]
+    made = make(tmp_path, rows, lines=True, extra={"label": "string"})
+    keys = [f"{name}_{at:09d}_{at + 2000:09d}" for at in range(0, 12_000, 2000)]
+    assert made.rows["key"].tolist() == [*keys, rows[1].key]
+    assert made.rows["outcome"].tolist() == ["ok"] * 6 + ["private"]
+    assert made.rows["row"].tolist() == [0] * 6 + [1]
+    assert made.rows["start"].tolist()[:6] == [0.0, 2.0, 4.0, 6.0, 8.0, 10.0]
+    assert made.rows["start"].isna().tolist()[6:] == [True]
+    for number, key in enumerate(keys):
+        text = f"line at {2 * number} seconds"
+        sample = made.json(key)
+        assert (sample["caption"], sample["captions"], sample["label"]) == (text, [text], "kept")
+        assert sample["clips"] == [[2.0 * number, 2.0 * number + 2.0]]
+        assert sample["yt_meta_dict"]["subtitles"] is None
+        assert made.samples[key]["txt"].decode() == text
+        shown = probe(made.samples[key]["mp4"], online.masters["m60"])
+        assert shown.first_frame == round(sample["cut"]["actual_start"] * 60)
+    # One extraction, one file of each kind, and its costs in one row.
+    asked = online.stats().videos[name]
+    assert (asked["page"], asked["player"], asked["subtitles"], asked["media"]) == (1, 1, 1, 2)
+    assert (made.rows["requests"] > 0).tolist() == [True, *[False] * 5, True]
+
+
+def test_lines_are_split_and_short_ones_left_out(online: Sandbox, tmp_path: Path) -> None:
+    # 9 s: its last line is of 1 s alone.
+    name = video_id(1, master="webm")
+    limits = Clipping(min_length=0.5, max_length=1.5)
+    made = make(tmp_path, [whole(name)], limits, lines=True)
+    spans = [(round(a * 1000), round(b * 1000)) for a, b in made.rows[["start", "end"]].to_numpy()]
+    expected = [
+        (at + a, at + b) for at in range(0, 8000, 2000) for a, b in ((0, 1500), (1500, 2000))
+    ]
+    assert spans == [*expected, (8000, 9000)]
+    assert set(made.rows["outcome"]) == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("fault", "automatic", "outcome"),
+    [
+        (Fault.SUBTITLES_NONE, True, Outcome.NO_SUBTITLES),
+        (Fault.SUBTITLES_AUTOMATIC, False, Outcome.NO_SUBTITLES),
+        (Fault.SUBTITLES_429, True, Outcome.HTTP_429),
+        (Fault.SUBTITLES_NOISE, True, Outcome.EXTRACTOR_BROKEN),
+        (Fault.MEDIA_404, True, Outcome.HTTP_404_MEDIA),
+        # It is looked up twice.
+        (Fault.MEDIA_403, True, Outcome.HTTP_403_MEDIA),
+    ],
+)
+def test_video_without_clips_is_one_row(
+    online: Sandbox, tmp_path: Path, fault: Fault, automatic: bool, outcome: Outcome
+) -> None:
+    name = video_id(1, fault=fault)
+    reading = replace(READING, writeautomaticsub=automatic)
+    made = make(tmp_path, [whole(name)], lines=True, reading=reading)
+    assert made.rows["outcome"].tolist() == [outcome]
+    assert made.rows["key"].tolist() == [f"{name}_full"]
+    assert made.rows["detail"].str.len().min() > 0
+    assert made.rows[["caption", "start", "end"]].isna().all(axis=None)
+
+
+def test_lines_of_speech_recognition_become_clips_if_asked_for(
+    online: Sandbox, tmp_path: Path
+) -> None:
+    name = video_id(1, fault=Fault.SUBTITLES_AUTOMATIC)
+    reading = replace(READING, writeautomaticsub=True, subtitleslangs=("fr", "en"))
+    made = make(tmp_path, [whole(name)], lines=True, reading=reading)
+    assert set(made.rows["outcome"]) == {"ok"}
+    assert made.rows["caption"].tolist()[:2] == ["words at 0 seconds", "words at 2 seconds"]
+    # Those of the next line that roll with it are not in its span.
+    assert (made.rows["end"] - made.rows["start"]).max() == 2.0
+
+
+def test_video_whose_lines_are_all_too_short(online: Sandbox, tmp_path: Path) -> None:
+    name = video_id(1, master="m60")
+    made = make(tmp_path, [whole(name)], Clipping(min_length=2.5), lines=True)
+    row = made.rows.iloc[0]
+    assert (row["outcome"], row["key"]) == (Outcome.NO_SUBTITLES, f"{name}_full")
+    assert "none of 6 lines is as long as min_length, 2.5 s" in row["detail"]
+
+
+def saying(monkeypatch: pytest.MonkeyPatch, *lines: Line) -> None:
+    """Have all videos of the site say something else."""
+    resolve = Resolver.resolve
+
+    def resolved(self: Resolver, url: str) -> Source:
+        return replace(resolve(self, url), subtitles={"en": lines})
+
+    monkeypatch.setattr(Resolver, "resolve", resolved)
+
+
+def test_lines_beyond_the_end_and_of_one_span(
+    online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = video_id(1, master="m60")
+    lines = [Line(0, 900, "a"), Line(0, 900, "b"), Line(0, 901, "c"), Line(20_000, 21_000, "late")]
+    saying(monkeypatch, *lines)
+    made = make(tmp_path, [whole(name)], lines=True)
+    assert made.rows["caption"].tolist() == ["a", "c", "late"]
+    assert made.rows["outcome"].tolist() == ["ok", "ok", Outcome.CLIP_OUT_OF_RANGE]
+    assert made.rows["key"].is_unique
+
+
+def test_each_line_has_its_time(
+    online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A video of many lines may take longer than a clip, and the sum of theirs at most."""
+    begin = shard.cut_low
+
+    def slowly(*args: Any) -> Cut:
+        time.sleep(0.6)
+        return begin(*args)
+
+    monkeypatch.setattr(shard, "cut_low", slowly)
+    reading = replace(READING, timeout=2.0)
+    made = make(tmp_path, [whole(video_id(1, master="m60"))], lines=True, reading=reading)
+    assert made.rows["outcome"].tolist() == ["ok"] * 6
+
+
+def test_lines_without_measure_are_refused_before_they_are_made() -> None:
+    source = Source((), {}, None, None, {}, subtitles={"en": (Line(0, 999_999_999, "x"),)})
+    begun = time.monotonic()
+    with pytest.raises(ClipError, match="more than") as raised:
+        shard._line_clips([whole("a")], source, Clipping(max_length=0.001))
+    assert raised.value.outcome is Outcome.NO_SUBTITLES
+    assert time.monotonic() - begun < 10
+
+
+# --- other places ------------------------------------------------------------------------------
+
+
+def test_files_of_this_machine(sandbox: Sandbox, tmp_path: Path, no_variables: None) -> None:
+    both = sandbox.masters["prog"].rendition(18).path
+    path = tmp_path / "a b#é.mp4"
+    path.write_bytes(both.read_bytes())
+    path.chmod(0o444)
+    before = path.stat()
+    sound = sandbox.masters["m60"].rendition(140).path
+    rows = [
+        local(path, 0),
+        local(path, 0, start=None),
+        local(tmp_path / "gone.mp4", 1),
+        local(sound.parent, 2),
+        local(sound, 3),
+    ]
+    reading = replace(READING, writesubtitles="all")
+    made = make(tmp_path / "made", rows, reading=reading, captions=True, caption_from="title")
+    assert made.rows["outcome"].tolist() == ["ok", "ok", "bad_input", "bad_input", "no_video"]
+    assert "No such file or directory" in made.rows["detail"].iloc[2]
+    sample = made.json(rows[0].key)
+    assert set(sample["yt_meta_dict"]["info"].values()) == {None}
+    assert sample["yt_meta_dict"]["subtitles"] == {"en": None}
+    assert (sample["url"], sample["caption"]) == (path.as_uri(), None)
+    assert made.samples[rows[0].key]["txt"] == b""
+    shown = probe(made.samples[rows[1].key]["mp4"], sandbox.masters["prog"])
+    assert (shown.first_frame, shown.last_frame) == (0, 359)
+    assert made.rows["bytes_fetched"].sum() == 0
+    # Read where it lies, and left there.
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_size, after.st_ino) == (
+        before.st_mtime_ns, before.st_size, before.st_ino,
+    )  # fmt: skip
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; ignores ranges, as plain servers do."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 10
+
+    def log_message(self, *_: object) -> None:
+        """Nothing: standard error is not the place."""
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_direct_links_to_media(sandbox: Sandbox, tmp_path: Path, no_variables: None) -> None:
+    (tmp_path / "www").mkdir()
+    data = sandbox.masters["prog"].rendition(18).path.read_bytes()
+    names = ["a.mp4", "a b.mp4", "nothing.bin", "gone.mp4"]
+    (tmp_path / "www" / names[0]).write_bytes(data)
+    (tmp_path / "www" / names[1]).write_bytes(data)
+    (tmp_path / "www" / names[2]).write_bytes(b"nothing")
+    with served(tmp_path / "www") as base:
+        urls = [f"{base}/{name.replace(' ', '%20')}" for name in names]
+        rows = [Clip(f"u{n:016x}", url, 2000, 5000, 0, n) for n, url in enumerate(urls)]
+        made = make(tmp_path / "made", rows)
+    assert made.rows["outcome"].tolist()[:2] == ["ok", "ok"]
+    assert made.rows["outcome"].tolist()[3] == "unavailable"
+    assert made.rows["outcome"].iloc[2] != "ok"
+    shown = probe(made.samples[rows[0].key]["mp4"], sandbox.masters["prog"])
+    cut = made.json(rows[0].key)["cut"]
+    assert cut["actual_start"] <= 2.0
+    assert cut["actual_end"] >= 5.0
+    assert shown.first_frame == round(cut["actual_start"] * 30)
+    assert shown.frames_contiguous

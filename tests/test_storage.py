@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import subprocess
@@ -11,12 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from acavdl.errors import AcavdlError, StorageError, UsageError
-from acavdl.storage import Store
+from acavdl.storage import Store, input_files, input_size, open_input
 
 #: Runs in another process, in the folder of its first argument.
 PRELUDE = "import os, sys; from acavdl.storage import Store; store = Store(sys.argv[1])\n"
@@ -69,7 +71,7 @@ def test_a_file_is_there_once_committed(store: Store, tmp_path: Path) -> None:
     assert files(tmp_path) == ["a/b/c.bin"]
     assert store.read("a/b/c.bin") == b"one two"
     assert store.size("a/b/c.bin") == 7
-    assert store.names("a/b") == ["c.bin"]
+    assert list(store.sizes("a/b")) == ["c.bin"]
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -128,7 +130,7 @@ for number in range(int(sys.argv[2])):
             assert len(data) == size
             assert len(set(data)) == 1
             seen.add(data[0])
-        assert [name for name in store.names() if not name.startswith(".")] in ([], ["a.tar"])
+        assert [name for name in sorted(store.sizes()) if not name.startswith(".")] in ([], ["a.tar"])
     assert process.communicate()[1] == ""
     assert process.returncode == 0
     assert len(seen) > 1
@@ -145,12 +147,12 @@ with store.stage("a.tar") as staged:
     process = start(code, tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline() == "staged\n"
-    (staged,) = store.names()
+    (staged,) = sorted(store.sizes())
     # While it lives its file is its own.
     assert store.sweep() == []
     process.kill()
     process.communicate()
-    assert store.names() == [staged]
+    assert sorted(store.sizes()) == [staged]
     assert store.size("a.tar") is None
     assert store.sweep() == [staged]
     assert files(tmp_path) == []
@@ -216,7 +218,7 @@ def test_sweep_leaves_what_is_not_certainly_dead(store: Store, tmp_path: Path) -
     process = start("", tmp_path)
     process.communicate(timeout=30)
     with store.stage("mine") as mine:
-        (own,) = store.names()
+        (own,) = sorted(store.sizes())
         _, _, _, _rest = own.split(".", 3) if own.count(".") > 5 else ("", "", "", own)
         host, pid = own.split(".")[2:4]
         assert pid == str(os.getpid())
@@ -331,7 +333,7 @@ def test_a_folder_in_the_place_of_a_file_is_told(store: Store, tmp_path: Path) -
 def test_what_is_not_there(store: Store) -> None:
     assert store.size("none") is None
     assert store.size("none/none") is None
-    assert store.names("none") == []
+    assert store.sizes("none") == {}
     with pytest.raises(StorageError, match=r"cannot read .*none: No such file"):
         store.read("none")
 
@@ -344,7 +346,7 @@ def test_a_folder_is_made_and_nothing_left_in_it(tmp_path: Path) -> None:
     store.create()
     store.create()
     assert (tmp_path / "a" / "b ü %20").is_dir()
-    assert store.names() == []
+    assert sorted(store.sizes()) == []
 
 
 def test_file_urls(tmp_path: Path) -> None:
@@ -363,7 +365,6 @@ def test_relative_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize(
     "url",
     [
-        "s3://bucket/out",
         "gs://bucket/out",
         "memory://out",
         "https://example.com/out",
@@ -414,5 +415,101 @@ def test_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["", "a::b", "zip://x.zip::file:///y"])
 def test_folder_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="give the path of a folder"):
+    with pytest.raises(UsageError, match="give the path or URL of a folder"):
         Store(url)
+
+
+# --- files of a table
+
+
+def test_a_file_a_folder_and_a_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.csv", "a.csv.gz", "deep/c.CSV", "_x.csv", ".y.csv", "_z/d.csv", "e.txt"):
+        path = tmp_path / "t" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    folder, endings = tmp_path / "t", ("csv", "csv.gz")
+    found = [str(folder / name) for name in ("a.csv.gz", "b.csv", "deep/c.CSV")]
+    for url in (str(folder), f"{folder}/", f"file://{folder}"):
+        assert input_files(url, endings) == found
+    assert input_files(f"{folder}/*.csv*", endings) == [
+        str(folder / name) for name in ("_x.csv", "a.csv.gz", "b.csv")
+    ]
+    assert input_files(f"{folder}/.*.csv", endings) == [str(folder / ".y.csv")]
+    # A file that is named counts whatever its name is.
+    assert input_files(str(folder / "_x.csv"), endings) == [str(folder / "_x.csv")]
+    assert input_files(f"file://{folder}/e.txt", endings) == [str(folder / "e.txt")]
+    monkeypatch.chdir(folder)
+    assert input_files("b.csv", endings) == [str(folder / "b.csv")]
+
+
+def test_a_folder_whose_own_name_is_hidden(tmp_path: Path) -> None:
+    path = tmp_path / "_tables" / ".now" / "a.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("x")
+    assert input_files(str(path.parent), ("csv",)) == [str(path)]
+
+
+def test_files_elsewhere_are_named_by_urls_that_open_them() -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/storage-test/a.csv": b"one", "/storage-test/b.csv": b"two"})
+    try:
+        for url in ("memory://storage-test", "memory://storage-test/*.csv"):
+            contents = []
+            for name in input_files(url, ("csv",)):
+                assert input_size(name) == 3
+                with open_input(name) as file:
+                    contents.append(file.read())
+            assert contents == [b"one", b"two"]
+    finally:
+        memory.rm("/storage-test", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("", "a table has no name"),
+        ("/no/such/file.csv", "is not a file, a folder or a pattern"),
+        ("/no/such/*.csv", "no file is like"),
+        ("nonsense://x.csv", "Protocol not known"),
+        ("http://[", "cannot read"),
+        ("http://127.0.0.1:1/x.csv", "cannot read"),
+        ("zip://a.csv::file:///no/such.zip", "cannot read"),
+        ("memory://storage-test/no.csv", "is not a file"),
+        ("a\0b.csv", ""),
+    ],
+)
+def test_places_that_cannot_be_read(url: str, message: str, no_variables: None) -> None:
+    with pytest.raises(UsageError) as raised:
+        input_files(url, ("csv",))
+    assert message in str(raised.value)
+    assert url in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_packed_is_unpacked_by_its_first_bytes(tmp_path: Path) -> None:
+    data = gzip.compress(b"first") + gzip.compress(b" second")
+    for name in ("a.csv.gz", "a.csv"):
+        (tmp_path / name).write_bytes(data)
+        with open_input(str(tmp_path / name)) as file:
+            assert file.read() == b"first second"
+        with open_input(str(tmp_path / name), unpack=False) as file:
+            assert file.read() == data
+    for plain in (b"", b"\x1f", b"plain"):
+        (tmp_path / "b.csv.gz").write_bytes(plain)
+        with open_input(str(tmp_path / "b.csv.gz")) as file:
+            assert file.read() == plain
+
+
+def test_what_goes_wrong_with_an_open_file_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(bytes(range(256)) * 99)[:-9])
+    message = f"cannot read {path}: Compressed file ended"
+    with pytest.raises(UsageError, match=message), open_input(str(path)) as file:
+        file.read()
+    with pytest.raises(UsageError, match="No such file"), open_input(str(tmp_path / "none")):
+        pass
+    with pytest.raises(UsageError, match="Is a directory"), open_input(str(tmp_path)):
+        pass
+    # Other errors stay what they are.
+    with pytest.raises(ZeroDivisionError), open_input(str(path)):
+        raise ZeroDivisionError

@@ -21,15 +21,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acavdl.errors import Outcome
-from acavdl.models import Clip, ClipResult, Cut
+from acavdl.models import Clip, ClipResult, Cut, Line
 from acavdl.resolve import typed_info
 from acavdl.writer import (
     SCHEMA,
     Finished,
+    Layout,
     SampleWriter,
     parquet_table,
     row_of,
     sample_json,
+    schema_of,
     status_of,
 )
 
@@ -82,7 +84,7 @@ def failed(outcome: Outcome, number: int = 0) -> ClipResult:
 
 def write(results: Sequence[ClipResult], *, captions: bool = False) -> bytes:
     file = io.BytesIO()
-    writer = SampleWriter(file, captions=captions)
+    writer = SampleWriter(file, Layout(captions=captions))
     for result in results:
         writer.write(result)
     writer.close()
@@ -177,7 +179,7 @@ def test_an_empty_shard_is_a_valid_tar() -> None:
 
 def test_closing_twice_writes_the_end_once() -> None:
     file = io.BytesIO()
-    writer = SampleWriter(file, captions=False)
+    writer = SampleWriter(file)
     writer.write(made())
     writer.close()
     size = len(file.getvalue())
@@ -187,7 +189,7 @@ def test_closing_twice_writes_the_end_once() -> None:
 
 def test_a_failed_clip_has_no_sample() -> None:
     file = io.BytesIO()
-    writer = SampleWriter(file, captions=False)
+    writer = SampleWriter(file)
     with pytest.raises(ValueError, match="private"):
         writer.write(failed(Outcome.PRIVATE))
     with pytest.raises(ValueError, match="private"):
@@ -262,11 +264,138 @@ def test_whole_numbers_of_seconds_stay_floats() -> None:
     assert '"actual_start":10.0' in text
 
 
+REFERENCE = ["key", "url", "caption", "status", "error_message", "clips", "yt_meta_dict"]
+
+
 def test_the_references_keys() -> None:
     read = sample_json(made())
-    reference = ["key", "url", "caption", "status", "error_message", "clips", "yt_meta_dict"]
-    assert list(read)[: len(reference)] == reference
+    assert list(read) == [*REFERENCE, "captions", "cut"]
     assert (read["status"], read["error_message"]) == ("success", None)
+    assert (read["captions"], read["yt_meta_dict"]["subtitles"]) == (None, None)
+
+
+def test_a_whole_video() -> None:
+    whole = replace(clip(), start_ms=None, end_ms=None)
+    read = json.loads(orjson.dumps(sample_json(made(clip=whole))))
+    assert (read["key"], read["clips"]) == ("dQw4w9WgXcQ_full", None)
+    assert (read["cut"]["start"], read["cut"]["end"]) == (None, None)
+    assert agree(shape(read), shape(json.loads(orjson.dumps(sample_json(made())))))
+    row = parquet_table([row_of(made(clip=whole), HERE, NOW_MS)]).to_pylist()[0]
+    assert (row["key"], row["start"], row["end"]) == ("dQw4w9WgXcQ_full", None, None)
+
+
+def test_metadata_that_nobody_wants_are_null() -> None:
+    assert sample_json(made(info=None))["yt_meta_dict"] == {"info": None, "subtitles": None}
+
+
+LINES = (
+    Line(0, 10_000, "before"),
+    Line(9_000, 10_001, "into"),
+    Line(12_000, 13_000, "in"),
+    Line(15_000, 40_000, "out of"),
+    Line(20_000, 21_000, "behind"),
+)
+
+
+def test_subtitles_are_those_of_the_span_on_the_videos_time() -> None:
+    layout = Layout(languages=("en", "de"))
+    result = made(1, subtitles={"en": LINES})
+    found = sample_json(result, layout)["yt_meta_dict"]["subtitles"]
+    assert found == {
+        "en": [
+            {"start": 9.0, "end": 10.001, "text": "into"},
+            {"start": 12.0, "end": 13.0, "text": "in"},
+            {"start": 15.0, "end": 40.0, "text": "out of"},
+        ],
+        "de": None,
+    }
+    whole = replace(result, clip=replace(result.clip, start_ms=None, end_ms=None))
+    lines = sample_json(whole, layout)["yt_meta_dict"]["subtitles"]["en"]
+    assert [line["text"] for line in lines] == [line.text for line in LINES]
+    assert all(type(line[time]) is float for line in lines for time in ("start", "end"))
+
+
+@pytest.mark.parametrize("subtitles", [None, {}, {"de": ()}, {"fr": LINES, "en": LINES}])
+def test_subtitles_have_the_languages_that_were_asked_for(subtitles: Any) -> None:
+    result = made(subtitles=subtitles)
+    found = sample_json(result, Layout(languages=("en", "de", "en")))["yt_meta_dict"]["subtitles"]
+    assert list(found) == ["en", "de"]
+    assert [found[name] is not None for name in found] == [
+        name in (subtitles or {}) for name in found
+    ]
+    # Wanted as clips alone: they are no part of the JSON.
+    assert sample_json(result)["yt_meta_dict"]["subtitles"] is None
+
+
+def test_all_captions_stand_beside_the_first() -> None:
+    result = made(clip=replace(clip(0, "a"), captions=("a", "b")))
+    assert (sample_json(result)["caption"], sample_json(result)["captions"]) == ("a", ["a", "b"])
+    row = parquet_table([row_of(result, HERE, NOW_MS)]).to_pylist()[0]
+    assert (row["caption"], row["captions"]) == ("a", ["a", "b"])
+
+
+EXTRA = {
+    "class": "string",
+    "views": "int64",
+    "score": "float64",
+    "good": "bool",
+    "tags": "json",
+    "key": "string",
+    "cut": "int64",
+    "start": "int64",
+    "video_id": "string",
+}
+VALUES = {
+    "class": "dög",
+    "views": 2**62,
+    "score": 3.0,
+    "good": False,
+    "tags": '["a"]',
+    "key": "../x",
+    "cut": 7,
+    "start": 9,
+    "video_id": "mine",
+}
+
+
+@pytest.mark.parametrize("values", [VALUES, {}, dict.fromkeys(VALUES), {"views": 1, "other": 2}])
+def test_additional_columns_come_behind_the_references_keys(values: dict[str, Any]) -> None:
+    layout = Layout(extra=EXTRA)
+    result = made(clip=replace(clip(), extra=values))
+    read = json.loads(orjson.dumps(sample_json(result, layout)))
+    free = ["class", "views", "score", "good", "tags", "start", "video_id"]
+    assert list(read) == [*REFERENCE, *free, "captions", "cut"]
+    assert {name: read[name] for name in free} == {name: values.get(name) for name in free}
+    assert read["key"] == clip().key
+    assert read["cut"]["frames"] == 300
+    full = json.loads(orjson.dumps(sample_json(made(clip=replace(clip(), extra=VALUES)), layout)))
+    assert agree(shape(read), shape(full))
+
+
+@pytest.mark.parametrize("values", [VALUES, {}])
+@pytest.mark.parametrize("outcome", [Outcome.OK, Outcome.PRIVATE])
+def test_additional_columns_are_columns_of_the_parquet(
+    values: dict[str, Any], outcome: Outcome
+) -> None:
+    layout = Layout(extra=EXTRA)
+    schema = schema_of(layout)
+    more = ["class", "views", "score", "good", "tags", "cut"]
+    assert schema.names == [*SCHEMA.names, *more]
+    result = made() if outcome is Outcome.OK else failed(outcome)
+    result = replace(result, clip=replace(clip(), extra=values))
+    table = parquet_table([row_of(result, HERE, NOW_MS, layout)], layout)
+    assert table.schema == schema
+    row = table.to_pylist()[0]
+    assert {name: row[name] for name in more} == {name: values.get(name) for name in more}
+    # Names that the parquet has keep its own columns.
+    assert (row["key"], row["start"], row["video_id"]) == (clip().key, 0.0, clip().video_id)
+
+
+def test_additional_columns_have_their_types_where_all_are_missing() -> None:
+    layout = Layout(extra={"views": "int64", "good": "bool"})
+    table = parquet_table([row_of(made(), HERE, NOW_MS, layout)], layout)
+    assert table.schema.types[-2:] == [pa.int64(), pa.bool_()]
+    assert parquet_table([], layout).schema == table.schema
 
 
 # --- the parquet ---------------------------------------------------------------------------------

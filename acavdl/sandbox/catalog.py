@@ -37,6 +37,7 @@ class Stage(StrEnum):
     PLAYER = "player"  # HTTP, the player's answer
     ANY = "any"  # HTTP, every kind of request
     MEDIA = "media"  # HTTP, the media hosts
+    SUBTITLES = "subtitles"  # which captions there are, and HTTP when they are asked for
 
 
 class Fault(StrEnum):
@@ -89,6 +90,15 @@ class Fault(StrEnum):
     MEDIA_REDIRECT = "media_redirect"
     MEDIA_SLOW = "media_slow"
     MEDIA_NO_RANGE = "media_no_range"
+
+    SUBTITLES_NONE = "subtitles_none"
+    SUBTITLES_AUTOMATIC = "subtitles_automatic"
+    SUBTITLES_TOKEN = "subtitles_token"  # noqa: S105 (no secret)
+    SUBTITLES_404 = "subtitles_404"
+    SUBTITLES_429 = "subtitles_429"
+    SUBTITLES_503 = "subtitles_503"
+    SUBTITLES_CUT = "subtitles_cut"
+    SUBTITLES_NOISE = "subtitles_noise"
 
     @property
     def code(self) -> str:
@@ -168,6 +178,16 @@ _FAULTS = {
     Fault.MEDIA_REDIRECT: _About("redir", Stage.MEDIA, "redirected to another host, which works"),
     Fault.MEDIA_SLOW: _About("slow", Stage.MEDIA, "50 kB/s"),
     Fault.MEDIA_NO_RANGE: _About("norng", Stage.MEDIA, "Range ignored: 200 and the whole file"),
+    Fault.SUBTITLES_NONE: _About("nosub", Stage.SUBTITLES, "a video without captions"),
+    Fault.SUBTITLES_AUTOMATIC: _About(
+        "auto", Stage.SUBTITLES, "captions of speech recognition alone"
+    ),
+    Fault.SUBTITLES_TOKEN: _About("stoken", Stage.SUBTITLES, "captions that a token is needed for"),
+    Fault.SUBTITLES_404: _About("s404", Stage.SUBTITLES, "404 on the captions"),
+    Fault.SUBTITLES_429: _About("s429", Stage.SUBTITLES, "429 on the captions"),
+    Fault.SUBTITLES_503: _About("s503", Stage.SUBTITLES, "503 on the captions"),
+    Fault.SUBTITLES_CUT: _About("scut", Stage.SUBTITLES, "closed after half of the captions"),
+    Fault.SUBTITLES_NOISE: _About("snoise", Stage.SUBTITLES, "random bytes for captions"),
 }
 
 _BY_CODE = {about.code: fault for fault, about in _FAULTS.items()}

@@ -198,6 +198,11 @@ def is_dubbed(video: Video) -> bool:
     return video.fault is None and video.number % 8 == 5
 
 
+def is_bilingual(video: Video) -> bool:
+    """Tell whether the video has captions in German, too: one in 8."""
+    return video.fault is None and video.number % 8 == 3
+
+
 # --- formats ----------------------------------------------------------------------------------
 
 
@@ -619,7 +624,7 @@ def player(
         JSON. As on the site, only web clients are told the upload date and the category; others
         get these from the watch page.
     """
-    made = _response(details, now, fault, web=grant.client.startswith("WEB"))
+    made = _response(video, details, now, fault, web=grant.client.startswith("WEB"))
     if fault not in _REFUSALS:
         made["streamingData"] = streaming_data(video, streams, grant, fault)
     if fault is Fault.AD_WAIT:
@@ -627,7 +632,9 @@ def player(
     return _json_document(made, "playerConfig", _player_filler())
 
 
-def _response(details: Details, now: float, fault: Fault | None, *, web: bool) -> Json:
+def _response(
+    video: Video, details: Details, now: float, fault: Fault | None, *, web: bool
+) -> Json:
     made: Json = {
         "responseContext": {"visitorData": visitor_data(), "maxAgeSeconds": 0},
         "playabilityStatus": playability(fault),
@@ -639,8 +646,8 @@ def _response(details: Details, now: float, fault: Fault | None, *, web: bool) -
         made["videoDetails"]["videoId"] = "aQvGIIdgFDM"
     if described and web:
         made["microformat"] = {"playerMicroformatRenderer": _microformat(details, now, fault)}
-    if fault not in _REFUSALS:
-        made["captions"] = _captions(details.video_id, web=web)
+    if fault not in _REFUSALS and fault is not Fault.SUBTITLES_NONE:
+        made["captions"] = _captions(video, web=web)
     return made
 
 
@@ -725,17 +732,22 @@ _LANGUAGES = (
 )
 
 
-def _captions(video_id: str, *, web: bool) -> Json:
-    manual = {
-        "baseUrl": _timedtext_url(video_id, kind=None),
-        "name": {"runs": [{"text": "English"}]},
-        "vssId": ".en",
-        "languageCode": "en",
-        "isTranslatable": True,
-        "trackName": "",
-    }
+def _captions(video: Video, *, web: bool) -> Json:
+    languages = [("en", "English"), *([("de", "German")] if is_bilingual(video) else [])]
+    manual = [
+        {
+            "baseUrl": _timedtext_url(video, code, kind=None),
+            "name": {"runs": [{"text": name}]},
+            "vssId": f".{code}",
+            "languageCode": code,
+            "isTranslatable": True,
+            "trackName": "",
+        }
+        for code, name in languages
+        if video.fault is not Fault.SUBTITLES_AUTOMATIC
+    ]
     automatic = {
-        "baseUrl": _timedtext_url(video_id, kind="asr"),
+        "baseUrl": _timedtext_url(video, "en", kind="asr"),
         "name": {"runs": [{"text": "English (auto-generated)"}]},
         "vssId": "a.en",
         "languageCode": "en",
@@ -743,7 +755,7 @@ def _captions(video_id: str, *, web: bool) -> Json:
         "isTranslatable": True,
         "trackName": "",
     }
-    tracks: Json = {"captionTracks": [manual, automatic], "defaultAudioTrackIndex": 0}
+    tracks: Json = {"captionTracks": [*manual, automatic], "defaultAudioTrackIndex": 0}
     if web:
         tracks["translationLanguages"] = [
             {"languageCode": code, "languageName": {"runs": [{"text": name}]}}
@@ -752,9 +764,9 @@ def _captions(video_id: str, *, web: bool) -> Json:
     return {"playerCaptionsTracklistRenderer": tracks}
 
 
-def _timedtext_url(video_id: str, *, kind: str | None) -> str:
+def _timedtext_url(video: Video, language: str, *, kind: str | None) -> str:
     query = {
-        "v": video_id,
+        "v": video.video_id,
         "ei": "0Zr2EJmKp0wMAA",
         "caps": "asr",
         "opi": "112496729",
@@ -763,10 +775,12 @@ def _timedtext_url(video_id: str, *, kind: str | None) -> str:
         "ip": "0.0.0.0",
         "ipbits": "0",
         "sparams": "ip,ipbits,expire,v,ei,caps,opi,xoaf",
-        "signature": _signature(video_id, 40),
+        "signature": _signature(video.video_id, 40),
         "key": "yt8",
+        # The experiment by which yt-dlp knows that it would get nothing.
+        **({"exp": "xpe"} if video.fault is Fault.SUBTITLES_TOKEN else {}),
         **({"kind": kind} if kind else {}),
-        "lang": "en",
+        "lang": language,
     }
     return f"https://www.youtube.com/api/timedtext?{urlencode(query)}"
 
@@ -830,7 +844,7 @@ def watch_page(video: Video, details: Details, now: float, fault: Fault | None) 
         ``ytInitialData``.
     """
     described = fault not in _REFUSALS or fault in _DESCRIBED
-    response = _dump(_response(details, now, fault, web=True))
+    response = _dump(_response(video, details, now, fault, web=True))
     data, gap = _dump(initial_data(details if described else None)).split(_RELATED_GAP)
     first = (
         f"<script>ytcfg.set({_dump(config(video.video_id))});</script>"
@@ -1041,6 +1055,10 @@ def iframe_api() -> Document:
 # --- captions ---------------------------------------------------------------------------------
 
 
+_CAPTIONS = {"en": "line at {} seconds", "de": "Zeile bei {} Sekunden"}
+_HEARD = "words at {} seconds"
+
+
 @dataclass(frozen=True)
 class Line:
     """A caption: start and end in milliseconds, and its text."""
@@ -1050,12 +1068,19 @@ class Line:
     text: str
 
 
-def caption_lines(duration: float) -> tuple[Line, ...]:
-    """Make a caption for each `CAPTION_SECONDS` of a video of `duration` seconds."""
+def caption_lines(
+    duration: float, language: str = "en", *, automatic: bool = False
+) -> tuple[Line, ...]:
+    """Make a caption for each `CAPTION_SECONDS` of a video of `duration` seconds.
+
+    Automatic ones roll as the site's do: a line stays while the next one is spoken.
+    """
     end = round(duration * 1000)
     step = CAPTION_SECONDS * 1000
+    shown = 2 * step if automatic else step
+    text = _HEARD if automatic else _CAPTIONS.get(language, _CAPTIONS["en"])
     return tuple(
-        Line(at, min(at + step, end), f"line at {at // 1000} seconds") for at in range(0, end, step)
+        Line(at, min(at + shown, end), text.format(at // 1000)) for at in range(0, end, step)
     )
 
 
@@ -1069,7 +1094,8 @@ def timedtext(lines: Iterable[Line], fmt: str, *, automatic: bool = False) -> Do
     fmt
         ``json3``, ``srv1``, ``srv2``, ``srv3``, ``ttml``, ``srt`` or ``vtt``.
     automatic
-        Whether the words carry their own times, as those of speech recognition do (json3 only).
+        Whether they come from speech recognition: the words carry their own times, a window comes
+        first and a line break behind each line (json3 only).
 
     Returns
     -------
@@ -1079,7 +1105,7 @@ def timedtext(lines: Iterable[Line], fmt: str, *, automatic: bool = False) -> Do
     lines = tuple(lines)
     match fmt:
         case "json3":
-            events = [_event(line, automatic=automatic) for line in lines]
+            events = _rolling(lines) if automatic else [_event(line, [line.text]) for line in lines]
             text = _dump({"wireMagic": "pb3", "events": events})
             return text_document("application/json; charset=UTF-8", text)
         case "vtt":
@@ -1092,18 +1118,26 @@ def timedtext(lines: Iterable[Line], fmt: str, *, automatic: bool = False) -> Do
     return None
 
 
-def _event(line: Line, *, automatic: bool) -> Json:
-    words = line.text.split(" ")
-    step = (line.end - line.start) // len(words)
+def _event(line: Line, words: Sequence[str], step: int = 0) -> Json:
     spoken = [
         {"utf8": word if n == 0 else f" {word}", **({"tOffsetMs": n * step} if n else {})}
         for n, word in enumerate(words)
     ]
-    return {
-        "tStartMs": line.start,
-        "dDurationMs": line.end - line.start,
-        "segs": spoken if automatic else [{"utf8": line.text}],
-    }
+    return {"tStartMs": line.start, "dDurationMs": line.end - line.start, "segs": spoken}
+
+
+def _rolling(lines: Sequence[Line]) -> list[Json]:
+    """Make the events of speech recognition: a window, then lines and what moves them up."""
+    end = max((line.end for line in lines), default=0)
+    made: list[Json] = [{"tStartMs": 0, "dDurationMs": end, "id": 1, "wpWinPosId": 1}]
+    for line in lines:
+        words = line.text.split(" ")
+        step = CAPTION_SECONDS * 1000 // len(words)
+        made.append({**_event(line, words, step), "wWinId": 1})
+        at = min(line.start + CAPTION_SECONDS * 1000 - 10, line.end - 1)
+        rest = {"dDurationMs": line.end - at, "wWinId": 1, "aAppend": 1}
+        made.append({"tStartMs": at, **rest, "segs": [{"utf8": "\n"}]})
+    return made
 
 
 def _clock(milliseconds: int, mark: str) -> str:

@@ -480,12 +480,19 @@ class _Site:
 
     def _subtitles(self, request: _Request, video: Video) -> _Reply:
         query = request.query
+        if video.fault is Fault.SUBTITLES_NOISE:
+            return _reply(200, random.randbytes(4096), "application/json; charset=UTF-8")
+        automatic = query.get("kind") == "asr"
         document = innertube.timedtext(
-            innertube.caption_lines(self._details(video).duration),
+            innertube.caption_lines(
+                self._details(video).duration, query.get("lang", "en"), automatic=automatic
+            ),
             query.get("fmt", "srv1"),
-            automatic=query.get("kind") == "asr",
+            automatic=automatic,
         )
-        return _error(404) if document is None else _document(document, request)
+        reply = _error(404) if document is None else _document(document, request)
+        breaks_off = video.fault is Fault.SUBTITLES_CUT
+        return replace(reply, ending=_Ending(0.5, "close")) if breaks_off else reply
 
     def _media(self, request: _Request, video: Video, egress: int, refusal: Fault | None) -> _Reply:
         query = request.query
@@ -548,6 +555,9 @@ _EVERYWHERE = {
     Fault.MEDIA_404: 404,
     Fault.MEDIA_429: 429,
     Fault.MEDIA_503: 503,
+    Fault.SUBTITLES_404: 404,
+    Fault.SUBTITLES_429: 429,
+    Fault.SUBTITLES_503: 503,
 }
 
 _ENDINGS = {

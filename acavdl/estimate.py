@@ -1,0 +1,65 @@
+"""What a plan will take, before anything is asked of the site: a first estimate, with assumptions.
+
+The constants were measured on the sandbox (docs/performance.md) and on 360p media of the usual
+bitrates; what the site adds (challenges, waiting times) is not in them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from acavdl.config import Config
+from acavdl.fetch import CHUNK_BYTES
+from acavdl.planfile import Plan
+
+#: Watch page and player answer, packed.
+_EXTRACTION_REQUESTS = 2
+_EXTRACTION_BYTES = 215_000
+#: Bytes a second of H.264 by the shorter side in pixels, and of AAC at 128 kbit/s.
+_PICTURE = {144: 12_000, 240: 30_000, 360: 63_000, 480: 110_000, 720: 220_000, 1080: 430_000}
+_SOUND = 16_000
+#: Seconds of a video that is fetched as a whole, for want of anything better.
+_VIDEO_SECONDS = 300.0
+#: Seconds from the keyframe before to the start, in the middle; and JSON and tar of a sample.
+_LEAD_IN = 2.6
+_SAMPLE_BYTES = 4_000
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Requests and bytes of a plan, and the seconds that the rate alone takes (None: no rate)."""
+
+    requests: int
+    bytes_fetched: int
+    bytes_stored: int
+    seconds: float | None
+    assumptions: tuple[str, ...]
+
+
+def estimate(plan: Plan, config: Config) -> Estimate:
+    """Return what it takes to make all of `plan` from one egress address."""
+    picture = _picture_rate(config.reading.download_size)
+    chunks = sum(-(-round(rate * _VIDEO_SECONDS) // CHUNK_BYTES) for rate in (picture, _SOUND))
+    requests = _EXTRACTION_REQUESTS + chunks
+    media = (picture + _SOUND) * _VIDEO_SECONDS
+    whole = plan.seconds == 0
+    shown = _VIDEO_SECONDS * plan.clips if whole else plan.seconds + _LEAD_IN * plan.clips
+    rate = config.reading.rate_limit
+    seconds = None if rate is None else max(0.0, (plan.videos - rate) / rate * _HOUR)
+    return Estimate(
+        requests=requests * plan.videos,
+        bytes_fetched=round((media + _EXTRACTION_BYTES) * plan.videos),
+        bytes_stored=round(shown * (picture + _SOUND) + _SAMPLE_BYTES * plan.clips),
+        seconds=seconds,
+        assumptions=(
+            f"videos of {_VIDEO_SECONDS / 60:g} minutes, fetched as a whole",
+            f"{config.reading.download_size}p at {picture * 8 / 1000:.0f} kbit/s, "
+            f"sound at {_SOUND * 8 / 1000:.0f} kbit/s",
+            "all videos are there",
+        ),
+    )
+
+
+def _picture_rate(size: int) -> int:
+    return next((rate for pixels, rate in _PICTURE.items() if pixels >= size), _PICTURE[1080])

@@ -1,0 +1,546 @@
+"""File systems that a dataset can lie on, behind one interface: local and shared ones, S3, others.
+
+Nothing is ever visible half-written. A local file is staged under a temporary name in the same
+folder, flushed to the disk, and renamed. On S3 the parts of a file are uploaded as they come, and
+appear as an object when the upload is completed (AWS S3 API, CompleteMultipartUpload). Elsewhere a
+file is spooled here, sent under a temporary name, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, cast
+
+import fsspec.core
+import fsspec.implementations.local
+import psutil
+
+from acavdl.errors import StorageError, UsageError
+
+#: ``.<name>.<host>.<pid>.<unique>.tmp``: who writes it stands in the name of a staged file.
+_STAGED = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+#: What belongs to a dataset: files of shards; what we know of it, and shards kept as folders.
+_OUR_FILE = re.compile(r"\.?\d{5,}(\.tar|\.parquet|_stats\.json|\.lock)")
+_OUR_FOLDER = re.compile(r"_acavdl|\d{5,}")
+#: Bytes of a part of an upload to S3: a tenth of the requests of s3fs's least (5 MB), and less CPU.
+PART_BYTES = 16 << 20
+#: Seconds, and tries: botocore's own would wait for a silent server for half an hour.
+_S3_CONFIG = {
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "retries": {"max_attempts": 3, "mode": "standard"},
+}
+_S3_TRIES = 3
+#: A process's own memory, and what is read alone.
+_NOT_SHARED = {"memory", "http", "https", "data", "github", "zip", "tar"}
+#: What the libraries below fsspec (HTTP, S3, the Hugging Face hub) raise besides OSErrors.
+_REMOTE_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("httpx", "HTTPError"),
+    ("httpx2", "HTTPError"),
+)
+
+
+class Files(Protocol):
+    """Files below one folder; names have slashes. All methods raise `StorageError`."""
+
+    def path(self, name: str) -> str:
+        """Return what other readers open `name` by, and people know it as."""
+
+    def size(self, name: str) -> int | None:
+        """Return the size of a file in bytes; None if it is not there."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of the files of a folder by their names in it; none without it."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open a file for reading; it can seek."""
+
+    def stage(self, name: str) -> Staged:
+        """Open a file that appears when it is committed."""
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Keep other processes out of the block, as far as the file system can."""
+
+    def create(self) -> None:
+        """Make the folder, and see that it can be written."""
+
+    def sweep(self) -> list[str]:
+        """Remove what processes that are gone left half-written; return its names."""
+
+    def clear(self) -> None:
+        """Remove the dataset; what is not ours is left alone."""
+
+
+def files_at(url: str, options: Mapping[str, Any]) -> Files:
+    """Return the files below a folder on any file system of fsspec.
+
+    Parameters
+    ----------
+    url
+        A path, or a URL that fsspec knows.
+    options
+        What fsspec gets: endpoint, profile, credentials.
+
+    Raises
+    ------
+    UsageError
+        For a URL that can't be used.
+    """
+    if not url or "::" in url:
+        raise UsageError(f"output folder {url!r}: give the path or URL of a folder")
+    shown = re.sub(r"//[^/@]*@", "//…@", url)
+    if shown != url:
+        raise UsageError(
+            f"output folder {shown}: credentials do not belong into a URL, which ends up in files "
+            "and logs; use storage.options or the environment"
+        )
+    given: dict[str, Any] = dict(options)
+    if url.startswith(("s3://", "s3a://")):
+        given["use_listings_cache"] = False
+        given["config_kwargs"] = {**_S3_CONFIG, **given.get("config_kwargs", {})}
+    try:
+        filesystem, path = fsspec.core.url_to_fs(url, **given)
+    except (ValueError, ImportError, OSError, TypeError, *remote_errors()) as error:
+        raise UsageError(f"output folder {url}: {_cause(error)}") from error
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        return LocalFiles(Path(path))
+    if set(_protocols(filesystem)) & _NOT_SHARED:
+        raise UsageError(f"output folder {url}: not a place that workers can write to together")
+    return RemoteFiles(filesystem, path)
+
+
+class Staged(io.RawIOBase):
+    """A file on its way: written once from the front, hashed on the fly.
+
+    Attributes
+    ----------
+    size : int
+        Bytes written so far.
+    """
+
+    def __init__(self, shown: str) -> None:
+        super().__init__()
+        self.size = 0
+        self._shown = shown
+        self._sha256 = hashlib.sha256()
+        self._committed = False
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was written, as hex."""
+        return self._sha256.hexdigest()
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        """Append `data`."""
+        self._sha256.update(data)
+        self.size += len(data)
+        with told("write", self._shown):
+            self._append(data)
+        return len(data)
+
+    def tell(self) -> int:
+        """Return the bytes written so far."""
+        return self.size
+
+    def commit(self) -> None:
+        """Put the file in its place (also over an older one): durable, in one step."""
+        with told("write", self._shown):
+            self._publish()
+        self._committed = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Discard the file unless it was committed; that must not hide why it was not."""
+        if not self._committed:
+            with contextlib.suppress(StorageError), told("discard", self._shown):
+                self._discard()
+        super().__exit__(kind, error, trace)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        raise NotImplementedError
+
+    def _publish(self) -> None:
+        raise NotImplementedError
+
+    def _discard(self) -> None:
+        raise NotImplementedError
+
+
+# --- local and shared file systems -------------------------------------------------------------
+
+
+class LocalFiles:
+    """A folder of this machine, or one that it shares with others."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def path(self, name: str) -> str:  # noqa: D102
+        return str(self._root / name) if name else str(self._root)
+
+    def size(self, name: str) -> int | None:  # noqa: D102
+        with told("read", self.path(name)):
+            try:
+                return (self._root / name).stat().st_size
+            except FileNotFoundError:
+                return None
+
+    def sizes(self, folder: str) -> dict[str, int]:  # noqa: D102
+        with told("read", self.path(folder)):
+            try:
+                entries = [e for e in os.scandir(self._root / folder) if e.is_file()]
+                return {entry.name: entry.stat().st_size for entry in entries}
+            except FileNotFoundError:
+                return {}
+
+    def open(self, name: str) -> BinaryIO:  # noqa: D102
+        with told("read", self.path(name)):
+            return (self._root / name).open("rb")
+
+    def stage(self, name: str) -> Staged:  # noqa: D102
+        target = self._root / name
+        unique = f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        with told("write to", str(target.parent)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            return _LocalStaged(target, target.with_name(f".{target.name}.{unique}.tmp"))
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Keep others out by ``flock``, on all hosts that honour it.
+
+        The file system lets go of the lock when its holder dies. Where there is none, the block
+        runs without.
+        """
+        path = self._root / f".{name}.lock"
+        with _locked(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def create(self) -> None:  # noqa: D102
+        with self.stage("probe"):
+            pass
+
+    def sweep(self) -> list[str]:
+        """Remove staged files of processes of this host that are gone."""
+        swept = []
+        for folder in (self._root, *self._folders()):
+            for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+                found = _STAGED.fullmatch(path.name)
+                if found and found["host"] == _host() and not _alive(int(found["pid"])):
+                    path.unlink(missing_ok=True)
+                    swept.append(path.name)
+        return swept
+
+    def _folders(self) -> Iterator[Path]:
+        yield self._root / "_acavdl"
+        yield self._root / "_acavdl" / "plan"
+        if self._root.is_dir():
+            yield from (path for path in self._root.iterdir() if _is_ours(path) and path.is_dir())
+
+    def clear(self) -> None:  # noqa: D102
+        with told("remove files of", str(self._root)):
+            # First of all what says that there is one.
+            (self._root / "_acavdl" / "run.json").unlink(missing_ok=True)
+            for path in self._root.iterdir() if self._root.is_dir() else ():
+                if path.is_dir() and not path.is_symlink() and _is_ours(path):
+                    shutil.rmtree(path)
+                elif not path.is_dir() and _is_ours(path):
+                    path.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    return _is_our_name(f"{path.name}/" if path.is_dir() else path.name)
+
+
+def _is_our_name(name: str) -> bool:
+    """Whether a file belongs to a dataset, by its name in the folder; a folder's ends in ``/``."""
+    first, is_folder, _ = name.partition("/")
+    return (_OUR_FOLDER if is_folder else _OUR_FILE).fullmatch(first) is not None
+
+
+class _LocalStaged(Staged):
+    def __init__(self, target: Path, temporary: Path) -> None:
+        super().__init__(str(target))
+        self._target = target
+        self._temporary = temporary
+        self._file = temporary.open("xb")
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+
+    def _publish(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self._target)
+        _sync_folder(self._target.parent)
+
+    def _discard(self) -> None:
+        # On a full disk closing fails as well: the file must not be kept for that.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Return the file at `path`, open and locked."""
+    while True:
+        with told("write to", str(path.parent)):
+            file = path.open("ab")
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Whoever held it before has removed it, and another one may stand there by now.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; file systems that can't sync a folder don't need it."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
+
+
+def _alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but was not fetched by its parent does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+# --- S3 and the rest of fsspec -----------------------------------------------------------------
+
+
+class RemoteFiles:
+    """A folder on a file system of fsspec, such as S3."""
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self._fs = filesystem
+        self._root = root.rstrip("/")
+        self._is_s3 = "s3" in _protocols(filesystem)
+        if self._is_s3:
+            filesystem.retries = _S3_TRIES
+
+    def path(self, name: str) -> str:  # noqa: D102
+        return str(self._fs.unstrip_protocol(self._at(name)))
+
+    def _at(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def size(self, name: str) -> int | None:  # noqa: D102
+        with told("read", self.path(name)):
+            try:
+                found = self._fs.info(self._at(name))
+            except FileNotFoundError:
+                return None
+            return int(found["size"]) if found["type"] == "file" else None
+
+    def sizes(self, folder: str) -> dict[str, int]:  # noqa: D102
+        with told("read", self.path(folder)):
+            try:
+                found = self._fs.ls(self._at(folder), detail=True)
+            except FileNotFoundError:
+                return {}
+        files = (entry for entry in found if entry["type"] == "file")
+        return {str(entry["name"]).rpartition("/")[2]: int(entry["size"]) for entry in files}
+
+    def open(self, name: str) -> BinaryIO:  # noqa: D102
+        with told("read", self.path(name)):
+            return cast("BinaryIO", _Told(self._fs.open(self._at(name), "rb"), self.path(name)))
+
+    def stage(self, name: str) -> Staged:  # noqa: D102
+        with told("write to", self.path(name)):
+            if self._is_s3:
+                return _S3Staged(self._fs, self._at(name), self.path(name))
+            return _SentStaged(self._fs, self._at(name), self.path(name))
+
+    def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Do nothing: there are no locks. Whoever publishes last is right (see the ledger)."""
+        return contextlib.nullcontext()
+
+    def create(self) -> None:  # noqa: D102
+        probe = f"_acavdl/.probe-{uuid.uuid4().hex[:8]}"
+        with self.stage(probe) as staged:
+            staged.write(b"acavdl")
+            staged.commit()
+        with told("remove", self.path(probe)):
+            self._fs.rm_file(self._at(probe))
+
+    def sweep(self) -> list[str]:
+        """End uploads to S3 that nobody completed: their parts are kept, and paid, for ever."""
+        if not self._is_s3:
+            return []
+        bucket, _, prefix = self._root.partition("/")
+        prefix = f"{prefix}/" if prefix else ""
+        swept = []
+        with told("list uploads of", self.path("")):
+            found = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+            for upload in found.get("Uploads") or ():
+                name = upload["Key"][len(prefix) :]
+                if _is_our_name(name):
+                    self._fs.call_s3(
+                        "abort_multipart_upload",
+                        Bucket=bucket,
+                        Key=upload["Key"],
+                        UploadId=upload["UploadId"],
+                    )
+                    swept.append(name)
+        return swept
+
+    def clear(self) -> None:  # noqa: D102
+        with told("remove files of", self.path("")):
+            manifest = self._at("_acavdl/run.json")
+            if self._fs.exists(manifest):
+                self._fs.rm_file(manifest)
+            names = [name[len(self._root) + 1 :] for name in self._fs.find(self._root)]
+            ours = [name for name in names if _is_our_name(name)]
+            if ours:
+                self._fs.rm([self._at(name) for name in ours])
+
+
+class _S3Staged(Staged):
+    def __init__(self, filesystem: Any, path: str, shown: str) -> None:
+        super().__init__(shown)
+        self._file = filesystem.open(path, "wb", autocommit=False, block_size=PART_BYTES)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+
+    def _publish(self) -> None:
+        # Closing uploads the last part; only then there is something to complete.
+        self._file.close()
+        self._file.commit()
+
+    def _discard(self) -> None:
+        try:
+            self._file.discard()
+        finally:
+            # Else s3fs would upload the rest when the file is collected.
+            self._file.closed = True
+
+
+class _SentStaged(Staged):
+    def __init__(self, filesystem: Any, path: str, shown: str) -> None:
+        super().__init__(shown)
+        self._fs = filesystem
+        self._path = path
+        self._spool = tempfile.NamedTemporaryFile(prefix="acavdl-")  # noqa: SIM115
+
+    def _append(self, data: bytes | memoryview) -> None:
+        self._spool.write(data)
+
+    def _publish(self) -> None:
+        self._spool.flush()
+        folder, _, name = self._path.rpartition("/")
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp"
+        self._fs.makedirs(folder, exist_ok=True)
+        try:
+            self._fs.put_file(self._spool.name, temporary)
+            if self._fs.exists(self._path):
+                # Some can't rename over a file.
+                self._fs.rm_file(self._path)
+            self._fs.mv(temporary, self._path)
+        finally:
+            self._spool.close()
+
+    def _discard(self) -> None:
+        self._spool.close()
+
+
+class _Told(io.RawIOBase):
+    """A file of fsspec whose errors are ours."""
+
+    def __init__(self, file: Any, shown: str) -> None:
+        super().__init__()
+        self._file = file
+        self._shown = shown
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int = -1) -> bytes:
+        with told("read", self._shown):
+            return cast("bytes", self._file.read(size))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    known = filesystem.protocol
+    return (known,) if isinstance(known, str) else tuple(known)
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def told(action: str, shown: str) -> Iterator[None]:
+    """Turn errors of a file system into ours, with what was tried and on what."""
+    try:
+        yield
+    except (OSError, *remote_errors()) as error:
+        raise StorageError(f"cannot {action} {shown}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return cause or type(error).__name__
+
+
+def remote_errors() -> Iterator[type[Exception]]:
+    """Yield errors of the libraries below fsspec that are no OSErrors, of those in use."""
+    for module, name in _REMOTE_ERRORS:
+        if module in sys.modules:
+            yield getattr(sys.modules[module], name)

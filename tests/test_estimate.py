@@ -1,0 +1,53 @@
+"""The first estimate: what it says follows from the plan and the rate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from acavdl.config import Config, Reading
+from acavdl.estimate import estimate
+from acavdl.planfile import Part, Plan
+
+PLAN = Plan((Part("a", 0, (1000, 200), "", 1),), videos=900, seconds=12_000.0)
+
+
+def config(**reading: object) -> Config:
+    return Config(Reading(**reading))  # type: ignore[arg-type]
+
+
+def test_time_is_what_the_rate_allows_behind_the_burst() -> None:
+    assert estimate(PLAN, config(rate_limit=300.0)).seconds == 2 * 3600
+    assert estimate(PLAN, config(rate_limit=900.0)).seconds == 0
+    assert estimate(PLAN, config(rate_limit=None)).seconds is None
+    # The subset that the reference took, at a guest's rate: 23 years from one address.
+    acav = estimate(replace(PLAN, videos=60_000_000), config())
+    assert acav.seconds == pytest.approx(60e6 / 300 * 3600, rel=1e-4)
+
+
+def test_what_moves_grows_with_videos_and_what_is_stored_with_the_spans() -> None:
+    one = estimate(PLAN, config())
+    two = estimate(replace(PLAN, videos=1800), config())
+    assert two.requests == 2 * one.requests
+    assert two.bytes_fetched == 2 * one.bytes_fetched
+    assert two.bytes_stored == one.bytes_stored
+    longer = estimate(replace(PLAN, seconds=24_000.0), config())
+    assert longer.bytes_fetched == one.bytes_fetched
+    assert 1.5 < longer.bytes_stored / one.bytes_stored < 2
+    # A clip of 10 s and its lead-in: about a megabyte.
+    assert 0.8e6 < one.bytes_stored / PLAN.clips < 1.2e6
+    assert all(one.assumptions)
+
+
+def test_larger_pictures_take_more() -> None:
+    sizes = [144, 240, 360, 480, 720, 1080, 2160]
+    fetched = [estimate(PLAN, config(download_size=size)).bytes_fetched for size in sizes]
+    assert fetched == sorted(fetched)
+    assert len(set(fetched)) == len(sizes) - 1
+
+
+def test_whole_videos_are_stored_whole() -> None:
+    whole = Plan((Part("a", 0, (900,), "", 1),), videos=900)
+    found = estimate(whole, config())
+    assert found.bytes_stored == pytest.approx(found.bytes_fetched, rel=0.02)
