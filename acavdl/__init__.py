@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acavdl.driver import plan, run
+    from acavdl.driver import download, plan, run
+    from acavdl.reference import video2dataset
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "plan", "run"]
+__all__ = ["__version__", "download", "plan", "run", "video2dataset"]
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: ``import acavdl`` alone costs nothing."""
-    if name in ("plan", "run"):
+    if name in ("download", "plan", "run"):
         from acavdl import driver
 
         return getattr(driver, name)
+    if name == "video2dataset":
+        from acavdl.reference import video2dataset
+
+        return video2dataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -113,6 +113,15 @@ _TABLE = _options(
     click.option(
         "--allow-local", is_flag=True, default=None, help="Take paths of this machine for videos."
     ),
+    click.option(
+        "--whole-videos", is_flag=True, default=None, help="Whatever spans the table has."
+    ),
+    click.option("--output-format", metavar="FORMAT", help="webdataset (default) or files."),
+    click.option(
+        "--encode-formats",
+        metavar="MEMBERS",
+        help='"{video: mp4}" (default), "{video: mp4, audio: m4a}", "{audio: m4a}" (flac, wav).',
+    ),
     click.option("--number-sample-per-shard", type=int, metavar="N", help="Default: 2000."),
     click.option(
         "--download-size",
@@ -160,7 +169,7 @@ def _call_of(options: dict[str, Any]) -> dict[str, Any]:
     for note in settings.notes:
         click.echo(f"acavdl: {note}", err=True)
     names = options.pop("save_additional_columns")
-    options["save_additional_columns"] = [c.strip() for name in names for c in name.split(",")]
+    options["save_additional_columns"] = [c for name in names for c in name.split(",")]
     given = {name: value for name in _SETTINGS if (value := options.pop(name, None)) is not None}
     if given.get("rate_limit") == 0:
         given["rate_limit"] = None
@@ -205,6 +214,11 @@ def plan(**options: Any) -> int:
 @click.option("--processes-count", type=int, metavar="N", help="Workers; default: one per core.")
 @click.option("--thread-count", type=int, metavar="N", help="Videos in flight in each; 16.")
 @click.option("--timeout", type=float, metavar="S", help="Seconds for each clip; default: 60.")
+@click.option(
+    "--max-shard-retry", type=int, metavar="N", help="Tries again of a shard that failed; 1."
+)
+@click.option("--enable-wandb", is_flag=True, default=None, help="Log to Weights & Biases.")
+@click.option("--wandb-project", metavar="NAME", help="Its project there; default: acavdl.")
 @_PROGRESS
 @_ends_cleanly
 def run(**options: Any) -> int:

@@ -10,6 +10,7 @@ import difflib
 import importlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +54,8 @@ class TableOptions:
         Keep the first so many clips of the plan's order (a random sample of the videos).
     allow_local
         Whether paths of this machine may stand in the table.
+    whole_videos
+        Take the videos alone, whatever spans the table has.
     """
 
     url_list: str
@@ -69,6 +72,7 @@ class TableOptions:
     unique_videos: bool = False
     limit: int | None = None
     allow_local: bool = False
+    whole_videos: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
@@ -76,6 +80,8 @@ class TableOptions:
             raise UsageError("captions come from --caption-col or from --caption-from, not both")
         if self.clip_col is not None and (self.start_col or self.end_col):
             raise UsageError("spans come from --clip-col or from --start-col and --end-col")
+        if self.whole_videos and (self.clip_col or self.start_col or self.end_col):
+            raise UsageError("--whole-videos goes without --clip-col, --start-col and --end-col")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit must be a number greater than 0, not {self.limit}")
 
@@ -339,10 +345,13 @@ def _count(value: Any) -> int:
     return int(_number(value, 1, int))
 
 
-def _digits(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 5 <= value <= 9:
-        raise ValueError("5 to 9")
-    return value
+def _within(least: int, most: int) -> Callable[[Any], int]:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"a whole number from {least} to {most}")
+        return value
+
+    return parse
 
 
 def _positive(value: Any) -> float:
@@ -368,6 +377,8 @@ def _flag(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if not isinstance(value, str) or not value:
         raise ValueError("a text")
     return value
@@ -378,7 +389,7 @@ def _texts(value: Any) -> tuple[str, ...]:
         value = value.split(",")
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise ValueError("a list of texts")
-    return tuple(item.strip() for item in value)
+    return tuple(dict.fromkeys(item.strip() for item in value))
 
 
 def _options(value: Any) -> Mapping[str, Any]:
@@ -407,6 +418,12 @@ def _output_format(value: Any) -> str:
 
 def _encode_formats(value: Any) -> Mapping[str, str]:
     known = {"video": ("mp4",), "audio": ("m4a", "flac", "wav")}
+    if isinstance(value, str):
+        # As options of the command line have it.
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            value = None
     if (
         not isinstance(value, Mapping)
         or not value
@@ -474,6 +491,7 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("limit", "call", "limit", _count, "So many clips at most (a random sample of videos)."),
     Key("allow_local", "call", "allow_local", _flag, "Take paths of this machine for videos."),
+    Key("whole_videos", "call", "whole_videos", _flag, "Whole videos, whatever spans there are."),
     Key(
         "incremental_mode",
         "call",
@@ -577,7 +595,7 @@ KEYS: tuple[Key, ...] = (
         "storage.oom_shard_count",
         "storage",
         "oom_shard_count",
-        _digits,
+        _within(5, 9),
         "Digits of shard numbers: 5 or more.",
     ),
     Key(
@@ -622,14 +640,14 @@ KEYS: tuple[Key, ...] = (
         "subsampling.AudioRateSubsampler.args.sample_rate",
         "audio",
         "sample_rate",
-        _count,
+        _within(1, 655_350),
         "Hz that flac and wav are resampled to; null = as they are.",
     ),
     Key(
         "subsampling.AudioRateSubsampler.args.n_audio_channels",
         "audio",
         "n_audio_channels",
-        _count,
+        _within(1, 8),
         "Channels of flac and wav; null = as they are.",
     ),
 )
@@ -645,6 +663,11 @@ _NULLABLE = (
     "subsampling.AudioRateSubsampler.args.n_audio_channels",
 )
 
+#: Arguments of which one stands in place of the others.
+_ALTERNATIVES = (
+    ("caption_col", "caption_from"),
+    ("clip_col", "start_col", "end_col", "whole_videos"),
+)
 #: What the reference knows and acavdl does not do: said by name rather than ignored.
 _NOT_SUPPORTED = {
     "reading.dataloader_args": "acavdl reads tables, not datasets",
@@ -730,6 +753,35 @@ def from_mapping(tree: Any) -> Settings:
         Config(**{name: kind(**found.get(name, {})) for name, kind in _SECTION_TYPES.items()}),
         tuple(notes),
     )
+
+
+def from_arguments(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    """Return `settings` with what the arguments of a call say; None is what is not given.
+
+    Raises
+    ------
+    TypeError
+        For an argument that there is not.
+    UsageError
+        For a value of a wrong kind.
+    """
+    call, config = dict(settings.call), settings.config
+    for names in _ALTERNATIVES:
+        # Captions or spans of the call are in place of those of the file.
+        if any(given.get(name) for name in names):
+            call = {name: value for name, value in call.items() if name not in names}
+    for name, value in given.items():
+        key = _BY_NAME.get(name)
+        if key is None or "." in key.name:
+            known = ", ".join(key.name for key in KEYS if "." not in key.name)
+            raise TypeError(f"unexpected argument {name!r}; there are: {known}")
+        if value is None or value in ((), []):
+            continue
+        if key.section == "call":
+            call[name] = _parsed(key, value)
+        else:
+            config = changed(config, {name: value})
+    return Settings(call, config, settings.notes)
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:

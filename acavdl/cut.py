@@ -468,7 +468,7 @@ def _form(kind: str, source: Any, rate: AudioRate) -> _Form:
         # The usual places of so many speakers, by ffmpeg's names: some files tell none.
         layout = f"{rate.n_audio_channels or source.layout.nb_channels}c"
     if kind == "m4a":
-        known = av.Codec("aac", "w").audio_rates
+        known = av.Codec("aac", "w").audio_rates or ()
         return _Form(kind, "ipod", "aac", "flt", hertz if hertz in known else _USUAL_RATE, layout)
     codec = {"flac": "flac", "wav": "pcm_s16le"}[kind]
     return _Form(kind, kind, codec, "s16", hertz, layout)
@@ -482,7 +482,7 @@ def _decoded(
     heard = _heard(track, begin or Fraction(0), math.inf if end is None else end)
     first = list(itertools.islice(heard, 1))
     # A whole video begins with its sound.
-    start = max(Fraction(0), *(time for time, _ in first)) if begin is None else begin
+    start = max([Fraction(0), *(time for time, _ in first)]) if begin is None else begin
     total = sys.maxsize if end is None else round((end - start) * form.rate)
     placed = _placed(itertools.chain(first, heard), start, form)
     data, count = _encoded(form, _filled(placed, form, total))
@@ -589,7 +589,8 @@ def _filled(
             raise ClipError(Outcome.CORRUPT, f"more than {_MOST_SILENCE} s without sound")
         for done in range(0, gap, form.rate):
             yield np.zeros((min(form.rate, gap - done), form.channels), data.dtype)
-        yield kept
+        if len(kept):
+            yield kept
         count += gap + len(kept)
         if count >= total:
             return

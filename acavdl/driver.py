@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.dataframe as dd
 import pandas as pd
-from distributed import Client, as_completed, futures_of
+from distributed import Client, Future, as_completed, futures_of, get_client
 
 from acavdl import governor
 from acavdl.cluster import local_client, process_count
@@ -22,6 +22,8 @@ from acavdl.config import (
     IncrementalMode,
     Settings,
     TableOptions,
+    Tracking,
+    from_arguments,
     from_mapping,
     load,
     load_sampler,
@@ -29,7 +31,7 @@ from acavdl.config import (
 from acavdl.display import Display, Mode, planned, say, summary
 from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
 from acavdl.estimate import Estimate, estimate
-from acavdl.ledger import published_of
+from acavdl.ledger import published_of, read_rows
 from acavdl.models import ShardReport
 from acavdl.net import Network
 from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
@@ -38,6 +40,8 @@ from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.storage import Store
+from acavdl.tracking import Tracker
+from acavdl.writer import schema_of
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class PlanReport:
         Clips, videos and shards.
     estimate
         What making all of it takes.
+    job
+        What the tasks that make it have in common.
     made
         What became of the table's rows; None if the plan was there.
     """
@@ -62,6 +68,7 @@ class PlanReport:
     output_folder: str
     plan: Plan
     estimate: Estimate
+    job: Job
     made: Made | None = None
 
 
@@ -98,16 +105,14 @@ def plan(
     output_folder: str | None = None,
     *,
     config: ConfigLike = None,
-    incremental_mode: IncrementalMode | None = None,
-    tmp_dir: str | None = None,
     progress: Mode = "auto",
-    **table: Any,
+    **arguments: Any,
 ) -> PlanReport:
     """Plan the dataset of a clip table: which clip stands in which shard; nothing is fetched.
 
     Parameters
     ----------
-    url_list, output_folder, config, incremental_mode, tmp_dir, table
+    url_list, output_folder, config, **arguments
         As for `run`.
     progress
         ``quiet``: nothing is said.
@@ -117,21 +122,58 @@ def plan(
     AcavdlError
         For a table that can't be used, or a folder that holds something else.
     """
-    call = _call(
-        url_list,
-        output_folder,
-        config,
-        table,
-        incremental_mode=incremental_mode,
-        tmp_dir=tmp_dir,
-    )
+    call = _call(config, url_list=url_list, output_folder=output_folder, **arguments)
     prepared = _prepare(call, call.store, progress)
     return PlanReport(
         str(call.store),
         prepared.plan,
         estimate(prepared.plan, call.config),
+        _job(call, prepared, call.store, call.tmp_dir),
         prepared.made,
     )
+
+
+def download(plan: PlanReport, client: Client | None = None) -> Any:
+    """Return the clips of a plan as a lazy Dask dataframe: computing it makes the shards.
+
+    A partition is a shard: what its parquet says, a row per clip. A shard that is published is read
+    and not made again, so that computing, persisting or slicing the frame does the work once.
+
+    Parameters
+    ----------
+    plan
+        What `acavdl.plan` returned.
+    client
+        A Dask client whose workers do the work; None = the current one.
+
+    Returns
+    -------
+    dask.dataframe.DataFrame
+        The columns of `acavdl.writer`'s parquet.
+
+    Raises
+    ------
+    UsageError
+        Without a client.
+    """
+    if client is None:
+        try:
+            client = get_client()
+        except ValueError as error:
+            raise UsageError(
+                "acavdl.download works on a Dask client: begin with distributed.Client()"
+            ) from error
+    job = replace(plan.job, run=_run_id())
+    governor.install(client, job.config.reading.rate_limit)
+    places = [_place(plan.plan, shard) for shard in range(len(plan.plan.sizes))]
+    frame = dd.from_map(_clips_of_shard, places, job=job, meta=empty_shard())
+    empty = schema_of(job.layout).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
+    return frame.map_partitions(_results_of_shard, job, meta=empty)
+
+
+def _results_of_shard(clips: pd.DataFrame, job: Job) -> pd.DataFrame:
+    shard = report_of(process_shard(clips, job)).shard
+    return read_rows(job.store, shard, job.config.storage.oom_shard_count)
 
 
 def run(
@@ -139,11 +181,9 @@ def run(
     output_folder: str | None = None,
     *,
     config: ConfigLike = None,
-    incremental_mode: IncrementalMode | None = None,
-    tmp_dir: str | None = None,
     client: Client | None = None,
     progress: Mode = "auto",
-    **table: Any,
+    **arguments: Any,
 ) -> RunReport:
     """Make the dataset of a clip table, or what is missing of it.
 
@@ -153,37 +193,28 @@ def run(
         A file, a folder or a glob, on any file system of fsspec: csv, tsv, json, jsonl, parquet or
         txt (whole videos), in one of the known layouts or with columns named below.
     output_folder
-        Where the shards go; a folder that holds part of the same dataset is completed.
+        Where the shards go: a path or a URL. A folder that holds part of the same dataset is
+        completed.
     config
         Settings: a `Config`, the path of a YAML file, or a mapping as the file holds it; what it
         says of the call's arguments holds where they are not given. None = the defaults.
-    incremental_mode
-        ``incremental`` (default): the table must be the one that the plan was made of;
-        ``extend``: what a larger table has besides becomes new shards; ``overwrite``: what is there
-        is removed.
-    tmp_dir
-        Local folder for media on their way; None = the system's.
     client
         A Dask client to use; None = workers on this machine for the time of the run.
     progress
         ``auto``, ``plain``, ``json`` or ``quiet``.
-    **table
-        ``url_col``, ``clip_col``, ``caption_col`` and the other fields of
-        `acavdl.config.TableOptions`.
+    **arguments
+        The fields of `acavdl.config.TableOptions` (``url_col``, ``clip_col``, ``caption_col``, …),
+        and ``incremental_mode`` (``incremental``; ``extend``: what a larger table has besides
+        becomes new shards; ``overwrite``: what is there is removed), ``tmp_dir`` (local folder for
+        media on their way), ``output_format``, ``encode_formats``, ``enable_wandb``,
+        ``wandb_project``, ``max_shard_retry``.
 
     Raises
     ------
     AcavdlError
         For what keeps the run from beginning; failures of clips are data.
     """
-    call = _call(
-        url_list,
-        output_folder,
-        config,
-        table,
-        incremental_mode=incremental_mode,
-        tmp_dir=tmp_dir,
-    )
+    call = _call(config, url_list=url_list, output_folder=output_folder, **arguments)
     config, store = call.config, call.store
     if client is None:
         # What is wrong with certificates or proxies is better said now than by each worker.
@@ -205,11 +236,21 @@ def run(
         for shard, found in done.items():
             roll_up.add_published(shard, found.counts)
         stack.enter_context(Display(roll_up.snapshot, progress))
+        tracker = stack.enter_context(
+            Tracker(
+                config.tracking if chosen else Tracking(),
+                roll_up.snapshot,
+                output_folder=str(store),
+                config=config.as_dict(),
+                tell=(lambda _: None) if progress in ("quiet", "json") else say,
+            )
+        )
         failed: dict[int, str] = {}
         if chosen and client is not None:
             job = _job(call, prepared, store, tmp_dir)
             governor.install(client, config.reading.rate_limit)
-            failed = _work_off(client, [_place(plan, shard) for shard in chosen], job, roll_up)
+            places = [_place(plan, shard) for shard in chosen]
+            failed = _work_off(client, places, job, roll_up, tracker)
     left = len(missing) - len(chosen)
     return RunReport(str(store), roll_up.snapshot(), failed, prepared.made, left)
 
@@ -230,48 +271,17 @@ class _Call:
         return Store(self.output_folder, self.config.storage.options)
 
 
-def _call(
-    url_list: str | None,
-    output_folder: str | None,
-    config: ConfigLike,
-    table: Mapping[str, Any],
-    *,
-    incremental_mode: IncrementalMode | None,
-    tmp_dir: str | None,
-) -> _Call:
-    settings = settings_of(config)
-    known = {field.name for field in dataclasses.fields(TableOptions)}
-    for name in table:
-        if name not in known:
-            raise TypeError(f"unexpected argument {name!r}; there are: {', '.join(sorted(known))}")
-    given = {
-        **table,
-        "url_list": url_list,
-        "output_folder": output_folder,
-        "incremental_mode": incremental_mode,
-        "tmp_dir": tmp_dir,
-    }
-    # A caption or spans of the call are in place of those of the file.
-    merged = dict(settings.call)
-    for names in (("caption_col", "caption_from"), ("clip_col", "start_col", "end_col")):
-        if any(given.get(name) for name in names):
-            merged = {name: value for name, value in merged.items() if name not in names}
-    merged |= {name: value for name, value in given.items() if value not in (None, (), [])}
+def _call(config: ConfigLike, **given: Any) -> _Call:
+    settings = from_arguments(settings_of(config), given)
+    call = dict(settings.call)
     for name in ("url_list", "output_folder"):
-        if not merged.get(name):
+        if not call.get(name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{name} is missing: give {option}, or set it in acavdl.yaml")
-    extra = merged.get("save_additional_columns", ())
-    if isinstance(extra, str):
-        extra = [name.strip() for name in extra.split(",")]
-    merged["save_additional_columns"] = tuple(dict.fromkeys(extra))
-    return _Call(
-        TableOptions(**{name: merged[name] for name in known if name in merged}),
-        merged["output_folder"],
-        settings.config,
-        merged.get("incremental_mode", "incremental"),
-        merged.get("tmp_dir"),
-    )
+    output_folder = call.pop("output_folder")
+    mode: IncrementalMode = call.pop("incremental_mode", "incremental")
+    tmp_dir = call.pop("tmp_dir", None)
+    return _Call(TableOptions(**call), output_folder, settings.config, mode, tmp_dir)
 
 
 def settings_of(config: ConfigLike) -> Settings:
@@ -309,7 +319,13 @@ def _job(call: _Call, prepared: Prepared, store: Store, tmp_dir: str | None) -> 
         caption_from=call.table.caption_from,
         extra=prepared.plan.extra,
         tmp_dir=tmp_dir,
+        run=_run_id(),
     )
+
+
+def _run_id() -> str:
+    """Return what makes the keys of this run's tasks unlike those of others on the same client."""
+    return uuid.uuid4().hex[:12]
 
 
 def _sampled(missing: list[int], sampler: str | None) -> list[int]:
@@ -372,27 +388,42 @@ def _clips_of_shard(place: ShardPlace, job: Job) -> pd.DataFrame:
 
 
 def _work_off(
-    client: Client, shards: Sequence[ShardPlace], job: Job, roll_up: RollUp
+    client: Client, shards: Sequence[ShardPlace], job: Job, roll_up: RollUp, tracker: Tracker
 ) -> dict[int, str]:
     """Have the shards made, `subjob_size` at a time; return causes of failure by shard."""
     failed: dict[int, str] = {}
     size = job.config.distribution.subjob_size
     with _progress_from(client, roll_up):
         for begin in range(0, len(shards), size):
-            batch = shards[begin : begin + size]
-            futures = futures_of(client.persist(shard_frame(batch, job)))
-            numbers = {f.key: place.shard for f, place in zip(futures, batch, strict=True)}
-            for future in as_completed(futures, raise_errors=False):
-                shard = numbers[future.key]
+            running = _submit(client, shards[begin : begin + size], job)
+            finished = as_completed(list(running), raise_errors=False)
+            for future in finished:
+                place = running.pop(future)
                 if future.status == "finished":
-                    _take(report_of(future.result()), roll_up)
+                    report = report_of(future.result())
+                    _take(report, roll_up)
+                    tracker.shard_finished(report)
                 else:
                     error = future.exception() if future.status == "error" else None
-                    roll_up.drop(shard)
-                    failed[shard] = f"{type(error).__name__}: {error}" if error else future.status
-                    logger.error("shard %05d failed: %s", shard, failed[shard])
+                    cause = f"{type(error).__name__}: {error}" if error else future.status
+                    roll_up.drop(place.shard)
+                    if error and place.attempt < job.config.distribution.max_shard_retry:
+                        logger.warning("shard %05d is tried again: %s", place.shard, cause)
+                        again = _submit(client, [replace(place, attempt=place.attempt + 1)], job)
+                        running |= again
+                        finished.update(list(again))
+                    else:
+                        failed[place.shard] = cause
+                        logger.error("shard %05d failed: %s", place.shard, cause)
                 future.release()
     return failed
+
+
+def _submit(
+    client: Client, places: Sequence[ShardPlace], job: Job
+) -> dict[Future[Any], ShardPlace]:
+    futures = futures_of(client.persist(shard_frame(places, job)))
+    return dict(zip(futures, places, strict=True))
 
 
 def _take(report: ShardReport, roll_up: RollUp) -> None:

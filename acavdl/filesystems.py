@@ -80,6 +80,9 @@ class Files(Protocol):
     def create(self) -> None:
         """Make the folder, and see that it can be written."""
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
     def sweep(self) -> list[str]:
         """Remove what processes that are gone left half-written; return its names."""
 
@@ -246,6 +249,10 @@ class LocalFiles:
         with self.stage("probe"):
             pass
 
+    def remove(self, name: str) -> None:  # noqa: D102
+        with told("remove", self.path(name)):
+            (self._root / name).unlink(missing_ok=True)
+
     def sweep(self) -> list[str]:
         """Remove staged files of processes of this host that are gone."""
         swept = []
@@ -399,8 +406,11 @@ class RemoteFiles:
         with self.stage(probe) as staged:
             staged.write(b"acavdl")
             staged.commit()
-        with told("remove", self.path(probe)):
-            self._fs.rm_file(self._at(probe))
+        self.remove(probe)
+
+    def remove(self, name: str) -> None:  # noqa: D102
+        with told("remove", self.path(name)), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._at(name))
 
     def sweep(self) -> list[str]:
         """End uploads to S3 that nobody completed: their parts are kept, and paid, for ever."""
@@ -539,8 +549,7 @@ def _cause(error: Exception) -> str:
     return cause or type(error).__name__
 
 
-def remote_errors() -> Iterator[type[Exception]]:
-    """Yield errors of the libraries below fsspec that are no OSErrors, of those in use."""
-    for module, name in _REMOTE_ERRORS:
-        if module in sys.modules:
-            yield getattr(sys.modules[module], name)
+def remote_errors() -> tuple[type[Exception], ...]:
+    """Return the errors of libraries below fsspec that are no OSErrors, of those in use."""
+    found = ((sys.modules.get(module), name) for module, name in _REMOTE_ERRORS)
+    return tuple(getattr(module, name) for module, name in found if module is not None)

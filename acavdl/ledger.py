@@ -12,6 +12,9 @@ from importlib.metadata import version
 from typing import Any
 
 import orjson
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from acavdl.config import Config
 from acavdl.errors import PlanMismatchError, StorageError
@@ -139,7 +142,9 @@ def published(
     with contextlib.suppress(orjson.JSONDecodeError, KeyError, TypeError):
         stats = orjson.loads(content)
         files = stats["files"]
-        if all(size(f"{name}.{kind}") == files[kind]["bytes"] for kind in ("tar", "parquet")):
+        # Files in the place of a tar are told by number and hash; the parquet stands for both.
+        kinds = ("parquet",) if "members" in files else ("tar", "parquet")
+        if all(size(f"{name}.{kind}") == files[kind]["bytes"] for kind in kinds):
             return Published(shard, stats["count"], stats["outcomes"])
     return None
 
@@ -157,3 +162,20 @@ def published_of(store: Store, shards: int, digits: int = 5) -> dict[int, Publis
     with ThreadPoolExecutor(_READERS) as pool:
         found = pool.map(lambda shard: published(store, shard, digits, sizes), there)
         return {one.shard: one for one in found if one is not None}
+
+
+def read_rows(store: Store, shard: int, digits: int = 5) -> pd.DataFrame:
+    """Return the rows of a published shard's parquet, one per clip.
+
+    Raises
+    ------
+    StorageError
+        If it can't be read.
+    """
+    name = f"{shard_name(shard, digits)}.parquet"
+    try:
+        with store.open(name) as file:
+            frame: pd.DataFrame = pq.read_table(file).to_pandas(types_mapper=pd.ArrowDtype)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"cannot read {store.path(name)}: {error}") from error
+    return frame

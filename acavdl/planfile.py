@@ -140,11 +140,12 @@ def open_part(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 @dataclass(frozen=True)
 class ShardPlace:
-    """Where the plan holds a shard."""
+    """Where the plan holds a shard, and how often it was tried in this run."""
 
     shard: int
     name: str
     group: int
+    attempt: int = 0
 
 
 def read_shard(place: ShardPlace, store: Store) -> pd.DataFrame:

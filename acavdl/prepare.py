@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +126,17 @@ def columns_of(table: TableFiles, options: TableOptions, config: Config) -> Colu
         That names what is missing, in question, or contradicts itself.
     """
     subtitles = config.storage.captions_are_subtitles
-    if subtitles and (options.clip_col or options.start_col):
+    if subtitles and (options.clip_col or options.start_col or options.whole_videos):
         raise UsageError(
-            "captions_are_subtitles makes its own clips: it goes without --clip-col, --start-col"
+            "captions_are_subtitles makes its own clips: it goes without --clip-col, --start-col "
+            "and --whole-videos"
         )
     if subtitles and (options.caption_col or options.caption_from):
         raise UsageError("captions_are_subtitles has its own captions: it goes without others")
-    columns = find_columns(read_head(table), options, spans=not subtitles)
+    spans = not subtitles and not options.whole_videos
+    columns = find_columns(read_head(table), options, spans=spans)
+    if subtitles:
+        columns = replace(columns, caption=None)
     taken = {"url": columns.video, "caption": columns.caption, "clips": columns.clips}
     for name in columns.extra:
         if name in RESERVED_KEYS and taken.get(name) != name:
@@ -160,6 +164,7 @@ def _settings(options: TableOptions, columns: Columns) -> dict[str, Any]:
         "unique_videos": options.unique_videos,
         "limit": options.limit,
         "allow_local": options.allow_local,
+        "whole_videos": options.whole_videos,
     }
 
 

@@ -599,10 +599,10 @@ def choose_sound(
     *,
     copied: bool,
 ) -> Mapping[str, Any]:
-    """Choose what to fetch for sound alone: a format without picture, if there is one that will do.
+    """Choose what to fetch for sound alone: a format without picture, if there is one.
 
-    By the order of `choose_formats`; where it is to be `copied` into an m4a, AAC comes before the
-    rate, also that of a progressive file before other codecs without picture.
+    By the order of `choose_formats`. Where it is to be `copied` into an m4a, AAC comes before the
+    rate; a video that has none without picture may have it in a progressive file.
 
     Raises
     ------
@@ -613,12 +613,15 @@ def choose_sound(
     heard = [entry for entry in usable if _has(entry, "acodec")]
     if not heard:
         raise _only_pictures(usable)
+    candidates = [entry for entry in heard if not _has(entry, "vcodec")]
+    if copied and not any(_is_aac(entry) for entry in candidates):
+        candidates = [entry for entry in heard if _is_aac(entry)] or candidates
 
     def rank(entry: Mapping[str, Any]) -> tuple[Any, ...]:
         language, drc, *others = _sound_rank(entry, audio_rate)
-        return language, drc, copied and not _is_aac(entry), _has(entry, "vcodec"), *others
+        return language, drc, copied and not _is_aac(entry), *others
 
-    return min(heard, key=rank)
+    return min(candidates or heard, key=rank)
 
 
 def _usable(

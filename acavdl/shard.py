@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, TypeVar
 
 import orjson
 import pandas as pd
@@ -24,7 +24,7 @@ from distributed import get_worker
 
 from acavdl.budget import Budget, cancel_all
 from acavdl.config import CaptionFrom, Clipping, Config, Reading
-from acavdl.cut import cut_low
+from acavdl.cut import cut_clip
 from acavdl.errors import ClipError, Outcome, Retry, StorageError
 from acavdl.fetch import fetch_file
 from acavdl.governor import wait_for_lease
@@ -36,7 +36,16 @@ from acavdl.progress import INTERVAL, TOPIC, ShardProgress
 from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube
 from acavdl.spans import split_span
 from acavdl.storage import Store
-from acavdl.writer import Finished, Layout, SampleWriter, parquet_table, row_of, status_of
+from acavdl.writer import (
+    Finished,
+    FolderWriter,
+    Layout,
+    SampleWriter,
+    TarWriter,
+    parquet_table,
+    row_of,
+    status_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +106,8 @@ class Job:
         subtitles (`Storage.captions_are_subtitles`).
     extra
         The additional columns: their types by name (see `acavdl.writer.Layout`).
+    run
+        Tells the tasks of one run from those of another on the same scheduler.
     """
 
     output_folder: str
@@ -105,6 +116,7 @@ class Job:
     tmp_dir: str | None = None
     caption_from: CaptionFrom | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+    run: str = ""
 
     @property
     def store(self) -> Store:
@@ -150,17 +162,15 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     shard, begun = clips[0].shard, time.monotonic()
     started_at = datetime.datetime.now(datetime.UTC)
     store, host = job.store, socket.gethostname()
-    found = published(store, shard)
+    digits = job.config.storage.oom_shard_count
+    found = published(store, shard, digits)
     if found is not None:
         return _present(found, host)
-    name, finished = shard_name(shard), Finished(host, EXTRACTOR_VERSION)
+    name, finished = shard_name(shard, digits), Finished(host, EXTRACTOR_VERSION)
     counter, rows, layout = _Counter(shard, host), [], job.layout
     with contextlib.ExitStack() as stack:
-        tar = stack.enter_context(store.stage(f"{name}.tar"))
+        samples = stack.enter_context(_sample_writer(store, name, job))
         parquet = stack.enter_context(store.stage(f"{name}.parquet"))
-        samples = stack.enter_context(
-            contextlib.closing(SampleWriter(cast("BinaryIO", tar), layout))
-        )
         maker = stack.enter_context(_Maker(job))
         for result in maker.results(by_video(clips)):
             if result.cut is not None:
@@ -170,11 +180,11 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
         samples.close()
         pq.write_table(parquet_table(rows, layout), parquet)
         with store.lock(name):
-            found = published(store, shard)
+            found = published(store, shard, digits)
             if found is not None:
                 # Another copy of this task was quicker: what stands there stays.
                 return _present(found, host)
-            tar.commit()
+            samples.commit()
             parquet.commit()
             stats = {
                 **_reference_stats(counter.counts, started_at, time.monotonic() - begun),
@@ -182,13 +192,13 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
                 "outcomes": dict(counter.counts),
                 "host": host,
                 "files": {
-                    "tar": {"bytes": tar.size, "sha256": tar.sha256},
+                    **samples.stats(),
                     "parquet": {"bytes": parquet.size, "sha256": parquet.sha256},
                 },
             }
             # Last: a shard counts as published when its stats are there and tell the truth.
             store.write(f"{name}_stats.json", orjson.dumps(stats, option=orjson.OPT_INDENT_2))
-            if published(store, shard) is None:
+            if published(store, shard, digits) is None:
                 raise StorageError(f"shard {name} is not there, though it was just published")
     return ShardReport(
         shard=shard,
@@ -196,10 +206,23 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
         clips=counter.counts.total(),
         counts=dict(counter.counts),
         bytes_fetched=counter.bytes_fetched,
-        bytes_stored=tar.size,
+        bytes_stored=samples.size,
         seconds=time.monotonic() - begun,
         host=host,
     )
+
+
+@contextlib.contextmanager
+def _sample_writer(store: Store, name: str, job: Job) -> Iterator[SampleWriter]:
+    """Open what the shard's samples go into: a tar, or a folder of files."""
+    if job.config.output.output_format == "files":
+        yield FolderWriter(store, name, job.layout)
+        return
+    with (
+        store.stage(f"{name}.tar") as tar,
+        contextlib.closing(TarWriter(tar, job.layout)) as samples,
+    ):
+        yield samples
 
 
 def _present(found: Published, host: str) -> ShardReport:
@@ -267,7 +290,7 @@ class _Maker:
         self._worker = None if self._reading.rate_limit is None else get_worker()
         self._egress = socket.gethostname()
         self._network = Network(self._reading.ytdlp.get("proxy"))
-        self._resolver = Resolver(self._network, self._reading)
+        self._resolver = Resolver(self._network, self._reading, job.config.output.encode_formats)
         self._folder = tempfile.TemporaryDirectory(prefix="acavdl-", dir=job.tmp_dir)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="video")
 
@@ -336,7 +359,7 @@ class _Maker:
             seconds=seconds,
         )
         with _timed(seconds, "cut"):
-            return [_cut(replace(made, clip=clip), files, budget) for clip in wanted]
+            return [self._cut(replace(made, clip=clip), files, budget) for clip in wanted]
 
     def _wanted(self, clips: Sequence[Clip], source: Source) -> Sequence[Clip]:
         """Return the clips to make, with what the extraction says of them.
@@ -358,6 +381,17 @@ class _Maker:
             budget.extend(wait_for_lease(self._worker, self._egress, _stopping))
         if _stopping.is_set():
             raise StoppedError
+
+    def _cut(self, made: ClipResult, files: Sequence[Path], budget: Budget) -> ClipResult:
+        """Return `made` with its cut, or with what came in its way."""
+        if budget.exceeded:
+            return replace(made, outcome=Outcome.TIMEOUT, detail="no time was left for the cut")
+        clip, config = made.clip, self._job.config
+        formats, rate = config.output.encode_formats, config.audio
+        try:
+            return replace(made, cut=cut_clip(files, clip.start, clip.end, formats, rate))
+        except ClipError as error:
+            return replace(made, outcome=error.outcome, detail=error.detail)
 
     def _fetch(self, source: Source, folder: Path) -> list[Path]:
         files = []
@@ -411,16 +445,6 @@ def _line_clips(clips: Sequence[Clip], source: Source, clipping: Clipping) -> li
         detail = f"none of {len(lines)} lines is as long as min_length, {clipping.min_length:g} s"
         raise ClipError(Outcome.NO_SUBTITLES, detail)
     return list(made.values())
-
-
-def _cut(made: ClipResult, files: Sequence[Path], budget: Budget) -> ClipResult:
-    """Return `made` with its cut, or with what came in its way."""
-    if budget.exceeded:
-        return replace(made, outcome=Outcome.TIMEOUT, detail="no time was left for the cut")
-    try:
-        return replace(made, cut=cut_low(files, made.clip.start, made.clip.end))
-    except ClipError as error:
-        return replace(made, outcome=error.outcome, detail=error.detail)
 
 
 def _in_order(

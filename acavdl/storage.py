@@ -252,6 +252,16 @@ class Store:
         """
         return self._files.stage(name)
 
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises
+        ------
+        StorageError
+            If it can't be removed.
+        """
+        self._files.remove(name)
+
     def clear(self) -> None:
         """Remove a dataset: the files of its shards and ``_acavdl``; others are left alone.
 

@@ -94,7 +94,7 @@ def find_columns(head: Head, options: TableOptions, *, spans: bool = True) -> Co
     head
         The columns of the table.
     spans
-        False: the videos alone are wanted (their subtitles will be the clips).
+        False: the videos alone are wanted, whatever spans the table has.
 
     Raises
     ------
@@ -108,15 +108,20 @@ def find_columns(head: Head, options: TableOptions, *, spans: bool = True) -> Co
         names = " or ".join(f"--preset {preset.name}" for preset in fitting)
         raise UsageError(f"{options.url_list} fits several layouts: say which, {names}")
     preset = _preset(options.preset) if options.preset else next(iter(fitting), None)
-    found = _by_names(head, options) if preset is None else _by_preset(preset, head, options)
+    found = (
+        _by_names(head, options, spans=spans)
+        if preset is None
+        else _by_preset(preset, head, options)
+    )
     caption = options.caption_col or (None if options.caption_from else found.caption)
     return replace(
         found,
         clips=found.clips if spans else None,
         start=found.start if spans else None,
         end=found.end if spans else None,
+        length=found.length if spans else None,
         unit=options.time_unit or found.unit,
-        caption=caption if spans else None,
+        caption=caption,
         captions_listed=found.captions_listed and caption == found.caption,
         extra=options.save_additional_columns,
     )
@@ -191,11 +196,13 @@ def _by_preset(preset: Preset, head: Head, options: TableOptions) -> Columns:
     return found
 
 
-def _by_names(head: Head, options: TableOptions) -> Columns:
+def _by_names(head: Head, options: TableOptions, *, spans: bool) -> Columns:
     names, table = head.names, options.url_list
     video = options.url_col or next((name for name in VIDEO if name in names), None)
     if video is None:
         raise UsageError(_no_video(head, table))
+    if not spans:
+        return Columns(video)
     clips = options.clip_col or next((name for name in CLIPS if name in names), None)
     start = options.start_col or _only(START, names, table, "--start-col")
     end = options.end_col or _only(END, names, table, "--end-col")
@@ -207,8 +214,8 @@ def _by_names(head: Head, options: TableOptions) -> Columns:
         return Columns(video)
     raise UsageError(
         f"{table} has the columns: {listed(names)}. Expected: videos, and start and end or "
-        "lists of clips; name them by --url-col, --start-col and --end-col or --clip-col (with "
-        "--url-col alone, whole videos are fetched), or the layout by --preset"
+        "lists of clips; name them by --url-col, --start-col and --end-col or --clip-col, or the "
+        "layout by --preset; --whole-videos fetches videos as a whole"
     )
 
 

@@ -266,7 +266,10 @@ def _warn(cause: str) -> None:
 
 def _installed() -> bool:
     """Whether wandb can be imported; its folder of runs in the working directory looks like it."""
-    spec = importlib.util.find_spec("wandb")
+    try:
+        spec = importlib.util.find_spec("wandb")
+    except ValueError:  # a module that somebody made up
+        return False
     return spec is not None and spec.origin is not None
 
 
@@ -350,9 +353,12 @@ def _serve() -> None:
     try:
         _log(messages, answers)
     except Exception as error:
-        text = " ".join(str(error).split())
+        text = " ".join(f"{type(error).__name__}: {error}".split())
         with contextlib.suppress(OSError):
-            _write(answers, {"error": f"{type(error).__name__}: {text}"})
+            _write(answers, {"error": text})
+        # The next row tells the driver, however long wandb takes to end.
+        messages.close()
+        signal.alarm(_ALONE)
         raise SystemExit(1) from error
 
 

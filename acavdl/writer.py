@@ -1,21 +1,23 @@
-"""From results to the members of a tar, and to the rows of its parquet."""
+"""From results to the members of a tar or a folder, and to the rows of a parquet."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, cast
+from typing import Any, Protocol, cast
 
 import orjson
 import pyarrow as pa
 import webdataset
 
 from acavdl.errors import Outcome, Stage
-from acavdl.models import Clip, ClipResult, Line
+from acavdl.filesystems import Staged
+from acavdl.models import Clip, ClipResult, Cut, Line
+from acavdl.storage import Store
 from acavdl.subtitles import within
 
-#: The parquet beside each tar: one row per clip. Times are in seconds, sizes in bytes; start and
+#: The parquet of each shard: one row per clip. Times are in seconds, sizes in bytes; start and
 #: end are null for a whole video. The additional columns come behind these (see `schema_of`).
 SCHEMA = pa.schema(
     [
@@ -41,6 +43,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("video_codec", pa.string()),
         ("audio_codec", pa.string()),
+        ("source_audio_codec", pa.string()),
         ("sample_rate", pa.int32()),
         ("channels", pa.int32()),
         ("av_offset", pa.float64()),
@@ -52,6 +55,8 @@ SCHEMA = pa.schema(
         ("channel_follower_count", pa.int64()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
+        ("audio_bytes", pa.int64()),
+        ("audio_sha256", pa.string()),
         ("bytes_fetched", pa.int64()),
         ("requests", pa.int32()),
         ("attempts", pa.int32()),
@@ -177,6 +182,7 @@ def cut_facts(result: ClipResult) -> dict[str, Any]:
         "height": cut.height,
         "video_codec": cut.video_codec,
         "audio_codec": cut.audio_codec,
+        "source_audio_codec": cut.source_audio_codec,
         "sample_rate": cut.sample_rate,
         "channels": cut.channels,
         "av_offset": cut.av_offset,
@@ -184,7 +190,37 @@ def cut_facts(result: ClipResult) -> dict[str, Any]:
     }
 
 
-class SampleWriter:
+def members_of(result: ClipResult, layout: Layout = _PLAIN) -> dict[str, bytes]:
+    """Return the members of a successful clip's sample, by extension."""
+    if result.cut is None:
+        raise ValueError(f"{result.clip.key} has no sample: {result.outcome}")
+    members = {**result.cut.members, "json": orjson.dumps(sample_json(result, layout))}
+    if layout.captions:
+        members["txt"] = (result.clip.caption or "").encode()
+    return members
+
+
+class SampleWriter(Protocol):
+    """Where the samples of a shard go."""
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+
+    def write(self, result: ClipResult) -> None:
+        """Append a successful clip."""
+
+    def close(self) -> None:
+        """End what was written; more than once is the same as once."""
+
+    def commit(self) -> None:
+        """Publish what was written and closed."""
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the shard's stats tell of its files, beside the parquet."""
+
+
+class TarWriter:
     """Writes samples into a tar: members in the order of the calls, the same bytes every time.
 
     Parameters
@@ -195,29 +231,89 @@ class SampleWriter:
         What the samples hold.
     """
 
-    def __init__(self, file: BinaryIO, layout: Layout = _PLAIN) -> None:
+    def __init__(self, file: Staged, layout: Layout = _PLAIN) -> None:
+        self._file = file
         self._layout = layout
         self._closed = False
         self._tar = webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="")
 
+    @property
+    def size(self) -> int:
+        """Bytes of the tar so far."""
+        return self._file.size
+
     def write(self, result: ClipResult) -> None:
         """Append a successful clip."""
-        if result.cut is None:
-            raise ValueError(f"{result.clip.key} has no sample: {result.outcome}")
-        members: dict[str, Any] = {
-            "__key__": result.clip.key,
-            "mp4": result.cut.data,
-            "json": orjson.dumps(sample_json(result, self._layout)),
-        }
-        if self._layout.captions:
-            members["txt"] = (result.clip.caption or "").encode()
-        self._tar.write(members)
+        self._tar.write({"__key__": result.clip.key, **members_of(result, self._layout)})
 
     def close(self) -> None:
         """Write the end of the tar, once; the file stays open."""
         if not self._closed:
             self._closed = True
             self._tar.close()
+
+    def commit(self) -> None:
+        """Publish the tar."""
+        self._file.commit()
+
+    def stats(self) -> dict[str, Any]:
+        """Return size and hash of the tar."""
+        return {"tar": {"bytes": self._file.size, "sha256": self._file.sha256}}
+
+
+class FolderWriter:
+    """Writes each member of each sample into a file of its own, ``<folder>/<key>.<extension>``.
+
+    Each file is there as soon as it is whole, over an older one of that name: what a shard that
+    was given up has left is written again.
+
+    Parameters
+    ----------
+    store
+        Where the dataset lies.
+    folder
+        The shard's folder in it.
+    layout
+        What the samples hold.
+    """
+
+    def __init__(self, store: Store, folder: str, layout: Layout = _PLAIN) -> None:
+        self._store = store
+        self._folder = folder
+        self._layout = layout
+        self._written: dict[str, tuple[int, str]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files so far."""
+        return sum(size for size, _ in self._written.values())
+
+    def write(self, result: ClipResult) -> None:
+        """Write the files of a successful clip."""
+        for extension, data in members_of(result, self._layout).items():
+            name = f"{result.clip.key}.{extension}"
+            with self._store.stage(f"{self._folder}/{name}") as file:
+                file.write(data)
+                file.commit()
+                self._written[name] = file.size, file.sha256
+
+    def close(self) -> None:
+        """Do nothing: each file is closed."""
+
+    def commit(self) -> None:
+        """Remove what a shard that was given up has left besides; all other files are published."""
+        for name in self._store.sizes(self._folder):
+            if name not in self._written and not name.startswith("."):
+                self._store.remove(f"{self._folder}/{name}")
+
+    def stats(self) -> dict[str, Any]:
+        """Return number and bytes of the files, and a hash of their names and hashes.
+
+        It is that of what ``LC_ALL=C sha256sum *`` says in the folder.
+        """
+        lines = [f"{sha256}  {name}\n" for name, (_, sha256) in sorted(self._written.items())]
+        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
+        return {"members": {"count": len(lines), "bytes": self.size, "sha256": digest}}
 
 
 def row_of(
@@ -226,7 +322,7 @@ def row_of(
     """Return the parquet row of a clip, successful or not."""
     clip, cut = result.clip, result.cut
     row: dict[str, Any] = {
-        **({} if cut is None else cut_facts(result)),
+        **({} if cut is None else {**cut_facts(result), **_sizes(cut)}),
         **result.counts,
         "key": clip.key,
         "video_id": clip.video_id,
@@ -244,8 +340,6 @@ def row_of(
         "detail": result.detail,
         "format_id": result.format_id,
         "video_duration": result.video_duration,
-        "bytes": None if cut is None else len(cut.data),
-        "sha256": None if cut is None else hashlib.sha256(cut.data).hexdigest(),
         "bytes_fetched": result.bytes_fetched,
         "requests": result.requests,
         "attempts": result.attempts,
@@ -256,6 +350,15 @@ def row_of(
     }
     columns = {name: row.get(name) for name in SCHEMA.names}
     return {**{name: clip.extra.get(name) for name in layout.extra}, **columns}
+
+
+def _sizes(cut: Cut) -> dict[str, Any]:
+    """Return bytes and hash of the main member, and of the sound where it is a second one."""
+    found: dict[str, Any] = {}
+    for prefix, data in zip(("", "audio_"), cut.members.values(), strict=False):
+        found[f"{prefix}bytes"] = len(data)
+        found[f"{prefix}sha256"] = hashlib.sha256(data).hexdigest()
+    return found
 
 
 def status_of(outcome: Outcome) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 import s3
+from distributed import Client, LocalCluster
 
 from acavdl.demo import environment
 from acavdl.sandbox import Sandbox
@@ -48,6 +49,18 @@ def bucket(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
     name = f"bucket-{uuid.uuid4().hex[:8]}"
     fsspec.filesystem("s3", endpoint_url=s3_endpoint, skip_instance_cache=True).mkdir(name)
     return name
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """As in a notebook: workers in this process."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
 
 
 @pytest.fixture

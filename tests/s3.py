@@ -46,6 +46,9 @@ def environ(endpoint: str) -> dict[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_EC2_METADATA_DISABLED": "true",
+        # The sandbox is reached by a proxy; this server is not.
+        "NO_PROXY": "127.0.0.1",
+        "no_proxy": "127.0.0.1",
         # Nothing of the machine's own.
         "AWS_CONFIG_FILE": "/nonexistent",
         "AWS_SHARED_CREDENTIALS_FILE": "/nonexistent",

@@ -6,8 +6,10 @@ import io
 import itertools
 import random
 import subprocess
+import wave
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from math import ceil
@@ -22,7 +24,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from acavdl.cut import END_TOLERANCE, closed_length, cut_low
+from acavdl import cut
+from acavdl.config import AudioRate
+from acavdl.cut import END_TOLERANCE, closed_length, cut_clip, cut_low, cut_sound
 from acavdl.errors import ClipError, Outcome
 from acavdl.models import Cut
 from acavdl.sandbox.media import DEMO_MASTERS, Master, MasterSpec, keyframes, make_masters
@@ -59,7 +63,7 @@ def check(code: str, pair: Sequence[int], start: Fraction, end: Fraction) -> Cut
     """Cut, and compare what the clip shows with what was asked for and what was recorded."""
     spec = SPECS[code]
     made = cut_low(files(code, *pair), float(start), float(end))
-    shown = probe(made.data, spec)
+    shown = probe(made.main, spec)
     begins = [frame_time(spec, frame, pair) for frame in keyframes(spec)]
     first = keyframes(spec)[bisect_right(begins, start) - 1]
     # Frames that begin before the end, and not more than a group of B-frames beside.
@@ -84,6 +88,7 @@ def check(code: str, pair: Sequence[int], start: Fraction, end: Fraction) -> Cut
     assert made.fps == pytest.approx(float(spec.fps), rel=1e-3)
     assert (made.video_codec, made.audio_codec) == (shown.video_codec, shown.audio_codec)
     assert made.sample_rate == shown.sample_rate
+    assert (list(made.members), made.source_audio_codec) == (["mp4"], made.audio_codec)
     return made
 
 
@@ -174,7 +179,7 @@ def test_start_written_as_a_decimal_that_no_float_is() -> None:
 def test_whole_video_has_every_frame_and_all_of_the_sound(code: str, pair: tuple[int, ...]) -> None:
     spec = SPECS[code]
     made = cut_low(files(code, *pair), None, None)
-    shown = probe(made.data, spec)
+    shown = probe(made.main, spec)
     assert (shown.first_frame, shown.last_frame) == (0, spec.frames - 1)
     assert shown.frames_contiguous
     assert (made.frames, shown.first_frame_time) == (spec.frames, 0)
@@ -182,7 +187,7 @@ def test_whole_video_has_every_frame_and_all_of_the_sound(code: str, pair: tuple
     assert (made.actual_start, made.av_offset) == (0.0, pytest.approx(0, abs=0.001))
     assert made.actual_end == pytest.approx(spec.duration, abs=0.001)
     assert shown.audio_offset == pytest.approx(0, abs=0.0015 if 251 in pair else 0.0005)
-    with av.open(str(files(code, *pair)[-1])) as source, av.open(io.BytesIO(made.data)) as clip:
+    with av.open(str(files(code, *pair)[-1])) as source, av.open(io.BytesIO(made.main)) as clip:
         sounds = [
             [bytes(packet) for packet in container.demux(audio=0) if packet.size]
             for container in (source, clip)
@@ -196,7 +201,7 @@ def test_sound_that_outlasts_the_picture_is_kept() -> None:
     """And a whole video may be one whose sound ends first."""
     long, short = files("m25", 134, 140), files("m60", 134, 140)
     outlasting = cut_low([short[0], long[1]], None, None)
-    with av.open(io.BytesIO(outlasting.data)) as container:
+    with av.open(io.BytesIO(outlasting.main)) as container:
         picture, sound = container.streams.video[0], container.streams.audio[0]
         assert float(picture.duration * picture.time_base) == pytest.approx(12.0, abs=0.1)
         assert float(sound.duration * sound.time_base) == pytest.approx(60.0, abs=0.1)
@@ -206,7 +211,7 @@ def test_sound_that_outlasts_the_picture_is_kept() -> None:
 
 def test_picture_and_sound_take_turns_in_the_file() -> None:
     """A player need not read to the end of a whole video to hear its beginning."""
-    with av.open(io.BytesIO(cut_low(files("m25", 134, 140), None, None).data)) as container:
+    with av.open(io.BytesIO(cut_low(files("m25", 134, 140), None, None).main)) as container:
         packets = [
             (packet.pos, packet.stream.type, float(packet.pts * packet.time_base))
             for packet in container.demux()
@@ -234,6 +239,283 @@ def test_file_that_is_gone_is_an_outcome(tmp_path: Path) -> None:
     assert caught.value.outcome is Outcome.CORRUPT
 
 
+# --- sound alone --------------------------------------------------------------------------------
+
+AS_IT_IS = AudioRate()
+#: Sound of each kind: with and without an edit list, beside a picture, of other rates, Opus.
+SOUNDS = [("m30", 140), ("m24", 139), ("ntsc", 140), ("m30", 18), ("webm", 251)]
+#: Seconds that an AAC or Opus packet lasts at most, here: 1,024 samples at 22,050 Hz.
+PACKET = 0.047
+
+
+def sound_of(
+    code: str, itag: int, start: float | None, end: float | None, kind: str, **rate: int
+) -> Cut:
+    """Cut, and compare what is heard with what was asked for and what was recorded."""
+    spec = SPECS[code]
+    (file,) = files(code, itag)
+    made = cut_sound(file, start, end, kind, AudioRate(**rate))
+    assert list(made.members) == [kind]
+    shown = probe(made.main, spec)
+    assert not shown.has_video
+    assert shown.audio_steady
+    # WebM tells whole milliseconds; else to the sample.
+    stamp = 0.0006 if itag == 251 else 0
+    assert shown.audio_start_time == pytest.approx(0, abs=1e-9)
+    assert shown.audio_start == pytest.approx(made.actual_start, abs=stamp + 1 / made.sample_rate)
+    assert shown.audio_end == pytest.approx(made.actual_end, abs=stamp + PACKET)
+    picture = (made.frames, made.fps, made.width, made.height, made.video_codec, made.av_offset)
+    assert picture == (None,) * 6
+    assert made.source_audio_codec == ("opus" if itag == 251 else "aac")
+    assert made.audio_codec == {"wav": "pcm_s16le", "flac": "flac", "m4a": "aac"}[kind]
+    assert (shown.sample_rate, shown.audio_codec) == (made.sample_rate, made.audio_codec)
+    return made
+
+
+def samples(data: bytes) -> NDArray[np.int16]:
+    """Return all samples of a file: (channels, samples)."""
+    with av.open(io.BytesIO(data)) as container:
+        pieces = [frame.to_ndarray() for frame in container.decode(audio=0)]
+        channels = container.streams.audio[0].codec_context.channels
+    return np.concatenate(pieces, axis=1).reshape(-1, channels).T
+
+
+@pytest.mark.parametrize(("code", "itag"), SOUNDS)
+@pytest.mark.parametrize(
+    ("kind", "rate"),
+    [
+        ("wav", {}),
+        ("flac", {}),
+        ("wav", {"sample_rate": 16_000, "n_audio_channels": 1}),
+        ("flac", {"sample_rate": 48_000}),
+    ],
+)
+def test_decoded_sound_is_exact_to_the_sample(
+    code: str, itag: int, kind: str, rate: dict[str, int]
+) -> None:
+    (file,) = files(code, itag)
+    with av.open(str(file)) as container:
+        source = container.streams.audio[0].codec_context.sample_rate
+    for start, end in [*spans(SPECS[code], itag, 3), (Fraction(0), Fraction(1, 2))]:
+        made = sound_of(code, itag, float(start), float(end), kind, **rate)
+        assert made.sample_rate == rate.get("sample_rate", source)
+        assert made.channels == rate.get("n_audio_channels", 2)
+        length = round((end - start) * made.sample_rate)
+        assert samples(made.main).shape == (made.channels, length)
+        assert made.actual_start == pytest.approx(float(start), abs=1e-9)
+        assert made.actual_end == pytest.approx(float(start) + length / made.sample_rate, abs=1e-9)
+
+
+@pytest.mark.parametrize(("code", "itag"), [sound for sound in SOUNDS if sound[1] != 251])
+def test_m4a_is_a_copy_that_begins_at_the_start(code: str, itag: int) -> None:
+    (file,) = files(code, itag)
+    with av.open(str(file)) as container:
+        source = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+    for start, end in spans(SPECS[code], itag, 3):
+        made = sound_of(code, itag, float(start), float(end), "m4a")
+        assert made.actual_start == pytest.approx(float(start))
+        assert 0 <= made.actual_end - end < PACKET
+        with av.open(io.BytesIO(made.main)) as container:
+            assert container.metadata["major_brand"] == "M4A "
+            copied = [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+        at = source.index(copied[0])
+        assert source[at : at + len(copied)] == copied
+
+
+def test_sound_that_is_no_aac_is_encoded_into_the_m4a() -> None:
+    made = sound_of("webm", 251, 3.0, 5.5, "m4a")
+    assert (made.actual_start, made.actual_end, made.sample_rate) == (3.0, 5.5, 48_000)
+    assert made == sound_of("webm", 251, 3.0, 5.5, "m4a")
+
+
+@pytest.mark.parametrize("pair", [(134, 140), (18,), (134, 251)])
+def test_m4a_beside_the_mp4_is_its_sound(pair: tuple[int, ...]) -> None:
+    given_files = files("m30", *pair)
+    for start, end in ((6.1, 7.3), (None, None)):
+        alone = cut_clip(given_files, start, end, {"video": "mp4"}, AS_IT_IS)
+        made = cut_clip(given_files, start, end, {"video": "mp4", "audio": "m4a"}, AS_IT_IS)
+        assert list(made.members) == ["mp4", "m4a"]
+        assert made == replace(alone, members=made.members)
+        assert made.main == alone.main
+        heard = []
+        for data in made.members.values():
+            with av.open(io.BytesIO(data)) as container:
+                assert [stream.type for stream in container.streams][-1] == "audio"
+                heard.append(
+                    [
+                        (packet.pts, packet.duration, bytes(packet))
+                        for packet in container.demux(audio=0)
+                        if packet.size
+                    ]
+                )
+        assert heard[0] == heard[1]
+        shown = probe(made.main, SPECS["m30"], audio=made.members["m4a"])
+        assert shown.audio_offset == pytest.approx(0, abs=0.0015)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "m4a"])
+@pytest.mark.parametrize(("code", "itag"), [("m24", 140), ("ntsc", 140), ("webm", 251)])
+def test_sound_of_a_whole_video(code: str, itag: int, kind: str) -> None:
+    spec = SPECS[code]
+    made = sound_of(code, itag, None, None, kind)
+    assert made.actual_start == 0
+    assert made.actual_end == pytest.approx(spec.duration, abs=PACKET)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "m4a"])
+@pytest.mark.parametrize("itag", [140, 18, 251])
+def test_sound_near_the_end(kind: str, itag: int) -> None:
+    """A little beyond it: up to it; more: an outcome, as for the picture."""
+    duration = SPECS["m30"].duration
+    made = sound_of("m30", itag, duration - 1, duration + END_TOLERANCE - 0.1, kind)
+    assert made.actual_end == pytest.approx(duration, abs=PACKET)
+    (file,) = files("m30", itag)
+    for start, end in ((-1.0, 1.5), (0.05, 0.5), (2.0, 3.0), (3600.0, 3604.0)):
+        with pytest.raises(ClipError) as caught:
+            cut_sound(file, duration + start, duration + end, kind, AS_IT_IS)
+        assert caught.value.outcome is Outcome.CLIP_OUT_OF_RANGE
+        assert caught.value.detail
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "m4a"])
+def test_file_without_sound(kind: str) -> None:
+    with pytest.raises(ClipError) as caught:
+        cut_sound(files("m24", 134)[0], 1.0, 2.0, kind, AS_IT_IS)
+    assert caught.value.outcome is Outcome.NO_AUDIO
+
+
+def test_same_sound_gives_the_same_bytes() -> None:
+    (file,) = files("m30", 140)
+    for kind in ("wav", "flac", "m4a"):
+        once, again = (cut_sound(file, 1.5, 4.25, kind, AudioRate(22_050, 1)) for _ in range(2))
+        assert once == again
+
+
+def test_wav_is_as_plain_as_can_be() -> None:
+    """Readers of a few lines look for the samples behind 44 bytes."""
+    made = sound_of("m30", 140, 1.0, 1.5, "wav")
+    with wave.open(io.BytesIO(made.main)) as read:
+        assert (read.getnchannels(), read.getsampwidth(), read.getframerate()) == (2, 2, 44_100)
+        assert made.main[44:] == read.readframes(read.getnframes())
+    assert made.main[:4] + made.main[8:16] + made.main[36:40] == b"RIFFWAVEfmt data"
+
+
+def gapped(path: Path, begin: float, end: float, source: Path) -> Path:
+    """Copy the packets of a sound, but not those between two times (seconds)."""
+    with av.open(str(source)) as given_file, av.open(str(path), "w", format="matroska") as made:
+        sound = given_file.streams.audio[0]
+        stream = made.add_stream_from_template(sound)
+        for packet in given_file.demux(sound):
+            # Matroska has no time before 0: what only primes the decoder is left out.
+            time = -1 if packet.pts is None else packet.pts * packet.time_base
+            if time >= 0 and not begin <= time < end:
+                packet.stream = stream
+                made.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_gaps_in_the_sound_are_silent(kind: str, tmp_path: Path) -> None:
+    """What is behind them stays where it was."""
+    (file,) = files("m30", 140)
+    path = gapped(tmp_path / "gap.mkv", 2.0, 3.0, file)
+    whole = samples(cut_sound(file, 1.0, 5.0, kind, AudioRate(16_000, 1)).main)[0].astype(float)
+    made = cut_sound(path, 1.0, 5.0, kind, AudioRate(16_000, 1))
+    found = samples(made.main)[0]
+    assert (made.actual_start, made.actual_end, len(found)) == (1.0, 5.0, 64_000)
+    assert not found[16_800:31_200].any()
+    # Matroska tells whole milliseconds: 16 samples.
+    for part in (slice(0, 15_200), slice(33_000, 64_000)):
+        off = [np.abs(np.roll(whole, shift) - found)[part] for shift in range(-16, 17)]
+        assert min(float(np.median(each)) for each in off) < 1000
+    # A clip that ends in it is as long as it should be; one inside has nothing to hear.
+    assert samples(cut_sound(path, 1.0, 2.7, kind, AS_IT_IS).main).shape == (2, round(1.7 * 44_100))
+    with pytest.raises(ClipError) as caught:
+        cut_sound(path, 2.3, 2.7, kind, AS_IT_IS)
+    assert caught.value.outcome is Outcome.CLIP_OUT_OF_RANGE
+
+
+def test_sound_that_begins_within_the_span(tmp_path: Path) -> None:
+    """Samples are silent until then; a copy begins with it."""
+    path = gapped(tmp_path / "late.mkv", -1.0, 3.0, files("m30", 140)[0])
+    made = cut_sound(path, 2.5, 4.0, "wav", AS_IT_IS)
+    assert (made.actual_start, made.actual_end) == (2.5, 4.0)
+    found = samples(made.main)
+    assert found.shape == (2, 66_150)
+    assert not found[:, :21_000].any()
+    assert np.abs(found[:, 24_000:]).max() > 5000
+    for kind, start in (("m4a", 2.5), ("m4a", None), ("wav", None)):
+        made = cut_sound(path, start, None if start is None else 4.0, kind, AS_IT_IS)
+        assert made.actual_start == pytest.approx(3.0, abs=PACKET)
+        shown = probe(made.main, SPECS["m30"])
+        assert shown.audio_start == pytest.approx(made.actual_start, abs=0.002)
+    for kind in ("m4a", "wav"):
+        with pytest.raises(ClipError) as caught:
+            cut_sound(path, 0.0, 1.5, kind, AS_IT_IS)
+        assert caught.value.outcome is Outcome.CLIP_OUT_OF_RANGE
+
+
+def test_what_no_file_can_hold_is_an_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = gapped(tmp_path / "gap.mkv", 2.0, 4.0, files("m30", 140)[0])
+    monkeypatch.setattr(cut, "_MOST_SILENCE", 1)
+    monkeypatch.setattr(cut, "_WAV_BYTES", 200_000)
+    for start, end, outcome in (
+        (1.0, 5.0, Outcome.CORRUPT),
+        (5.0, 7.0, Outcome.CLIP_OUT_OF_RANGE),
+    ):
+        with pytest.raises(ClipError) as caught:
+            cut_sound(path, start, end, "wav", AS_IT_IS)
+        assert caught.value.outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp3", ("libmp3lame",)),
+        ("a.flac", ("flac",)),
+        # Without a word on where the speakers stand, and of a rate that AAC does not have.
+        ("a.wav", ("pcm_s16le", "-ar", "11111", "-ac", "2")),
+        ("a.mkv", ("ac3", "-ac", "6")),
+        ("a.ogg", ("libvorbis",)),
+        # Its decoder keeps the last samples to the end, and gives them no time.
+        ("a.wma", ("wmav2",)),
+    ],
+)
+def test_sound_of_other_kinds(name: str, codec: tuple[str, ...], tmp_path: Path) -> None:
+    path = encode(tmp_path / name, "-f", "lavfi", "-i", "sine=d=4", "-c:a", *codec)
+    for kind in ("wav", "flac", "m4a"):
+        made = cut_sound(path, 1.5, 2.75, kind, AS_IT_IS)
+        assert made.actual_end == pytest.approx(2.75, abs=1e-3)
+        ends = cut_sound(path, 3.5, 4.5, kind, AS_IT_IS).actual_end
+        assert ends == pytest.approx(4.0, abs=0.1)
+        if kind != "m4a":
+            found = samples(made.main)
+            assert found.shape == (made.channels, round(1.25 * made.sample_rate))
+            assert np.abs(found).max() > 1000
+
+
+@pytest.mark.parametrize("kind", ["wav", "m4a"])
+def test_truncated_sound_is_corrupt(kind: str, tmp_path: Path) -> None:
+    path = part_of(files("ntsc", 140)[0], 0.6, tmp_path)
+    assert cut_sound(path, 1.0, 3.0, kind, AS_IT_IS).actual_end == pytest.approx(3.0, abs=PACKET)
+    for start, end in ((15.0, 18.0), (None, None)):
+        with pytest.raises(ClipError) as caught:
+            cut_sound(path, start, end, kind, AS_IT_IS)
+        assert caught.value.outcome is Outcome.CORRUPT
+
+
+def test_ffmpeg_decodes_all_of_the_sound(tmp_path: Path) -> None:
+    for kind in ("wav", "flac", "m4a"):
+        path = tmp_path / f"clip.{kind}"
+        path.write_bytes(cut_sound(files("m30", 140)[0], 6.1, 7.3, kind, AS_IT_IS).main)
+        command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-xerror", "-i", str(path)]
+        command += ["-f", "null", "-"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 # --- what comes out plays everywhere ------------------------------------------------------------
 
 
@@ -252,7 +534,7 @@ def test_every_clip_decodes_without_a_word_in_the_log() -> None:
         for name, made in clips():
             with av.logging.Capture(local=False) as log:
                 for kind in ("video", "audio"):
-                    with av.open(io.BytesIO(made.data)) as container:
+                    with av.open(io.BytesIO(made.main)) as container:
                         frames = list(container.decode(**{kind: 0}))
                     assert frames, name
                     assert kind == "audio" or len(frames) == made.frames, name
@@ -275,14 +557,14 @@ def decoded_frames(ffmpeg: str, data: bytes, folder: Path) -> int:
 def test_ffmpeg_decodes_every_frame(tmp_path: Path) -> None:
     ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
     for name, made in clips()[::2]:
-        assert decoded_frames(ffmpeg, made.data, tmp_path) == made.frames, name
+        assert decoded_frames(ffmpeg, made.main, tmp_path) == made.frames, name
 
 
 @pytest.mark.debian
 def test_the_older_ffmpeg_of_debian_reads_the_same(tmp_path: Path) -> None:
     """An independent build, years older: frames, their times, and the beginnings agree."""
     for name, made in clips()[::2]:
-        assert decoded_frames("/usr/bin/ffmpeg", made.data, tmp_path) == made.frames, name
+        assert decoded_frames("/usr/bin/ffmpeg", made.main, tmp_path) == made.frames, name
         starts = {}
         for kind in ("v", "a"):
             command = ["/usr/bin/ffprobe", "-v", "error", "-select_streams", kind]
@@ -332,7 +614,7 @@ def test_sound_is_right_from_its_first_sample(
     picture, sound = files(code, 134, itag)
     made = cut_low([picture, sound], start, start + 1)
     begins, rate, source = first_channel(str(sound))
-    delay, _, heard = first_channel(io.BytesIO(made.data))
+    delay, _, heard = first_channel(io.BytesIO(made.main))
     heard = heard[: rate // 2]
     about = round((made.actual_start + delay - begins) * rate)
     # WebM tells times in milliseconds: find the sample.
@@ -394,7 +676,7 @@ def test_open_groups_of_pictures(open_gop: Path) -> None:
     for start, end in ((2.5, 3.5), (1.92, 2.88), (0.0, 1.0), (0.92, 1.0), (4.9, 6.0)):
         made = cut_low([open_gop], start, end)
         first = round(max(key for key in keys if key * step <= start + 1e-9) * step * FPS)
-        shown = pictures(made.data)
+        shown = pictures(made.main)
         assert made.actual_start == pytest.approx(first / FPS)
         assert [number for number, _ in shown] == list(range(made.frames))
         assert made.actual_end == pytest.approx((first + made.frames) / FPS)
@@ -411,7 +693,7 @@ def test_picture_that_begins_late(open_gop: Path, tmp_path: Path) -> None:
     assert caught.value.outcome is Outcome.CLIP_OUT_OF_RANGE
     made = cut_low([late], 2.5, 3.5)
     assert made.actual_start == pytest.approx(3.0)
-    assert made.frames == len(pictures(made.data))
+    assert made.frames == len(pictures(made.main))
 
 
 def test_sound_that_begins_late_is_recorded(open_gop: Path, tmp_path: Path) -> None:
@@ -419,7 +701,7 @@ def test_sound_that_begins_late_is_recorded(open_gop: Path, tmp_path: Path) -> N
     late = encode(tmp_path / "late.mp4", *arguments, "-map", "0:v", "-map", "1:a")
     made = cut_low([late], 2.5, 4.0)
     assert made.av_offset == pytest.approx(3.0 - made.actual_start, abs=0.05)
-    with av.open(io.BytesIO(made.data)) as container:
+    with av.open(io.BytesIO(made.main)) as container:
         assert next(container.decode(audio=0)).time == pytest.approx(made.av_offset, abs=0.03)
     with pytest.raises(ClipError) as caught:
         cut_low([late], 0.0, 1.5)
@@ -520,7 +802,7 @@ def test_truncated(
             outcomes.add(error.outcome)
             continue
         ends.append(end)
-        shown = probe(made.data, spec)
+        shown = probe(made.main, spec)
         assert shown.frames_contiguous
         assert shown.frames == made.frames
         assert made.actual_end >= end - END_TOLERANCE
@@ -555,6 +837,29 @@ def test_damaged_files_end_as_outcomes(
         event(error.outcome)
     else:
         assert made.frames > 0
+        assert made.actual_end > made.actual_start
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damaged_sound_ends_as_an_outcome(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    code, itag = data.draw(st.sampled_from([("ntsc", 140), ("prog", 18), ("webm", 251)]))
+    kind = data.draw(st.sampled_from(["wav", "flac", "m4a"]))
+    start, end = data.draw(st.sampled_from([(0.5, 1.5), (None, None)]))
+    content = bytearray(files(code, itag)[0].read_bytes()[:60_000])
+    reach = data.draw(st.sampled_from([64, 1500, len(content)]))
+    changes = st.tuples(st.integers(0, reach - 1), st.integers(0, 255))
+    for place, value in data.draw(st.lists(changes, min_size=1, max_size=30)):
+        content[place] = value
+    path = tmp_path_factory.getbasetemp() / "damaged.sound"
+    path.write_bytes(content)
+    try:
+        made = cut_sound(path, start, end, kind, AS_IT_IS)
+    except ClipError as error:
+        event(error.outcome)
+    else:
         assert made.actual_end > made.actual_start
 
 

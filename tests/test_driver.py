@@ -49,11 +49,13 @@ def test_shard_that_cannot_be_written_fails_alone(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "out/00001.tar").mkdir(parents=True)
-    with caplog.at_level(logging.ERROR):
+    with caplog.at_level(logging.WARNING):
         report = driver.run(
             str(table(tmp_path)), str(tmp_path / "out"), config=CONFIG, progress="quiet"
         )
     assert list(report.failed_shards) == [1]
+    # Tried again, once.
+    assert sum("shard 00001 is tried again" in text for text in caplog.messages) == 1
     assert "00001.tar" in report.failed_shards[1]
     assert report.snapshot.shards_done == 2
     assert dict(report.snapshot.counts) == {"ok": 6}
@@ -297,7 +299,7 @@ def test_what_is_missing_in_a_call_is_told(tmp_path: Path) -> None:
         acavdl.plan(output_folder=str(tmp_path / "out"))
     with pytest.raises(UsageError, match="output_folder is missing"):
         acavdl.plan(str(table(tmp_path)))
-    with pytest.raises(TypeError, match="unexpected argument 'colour'"):
+    with pytest.raises(TypeError, match=r"unexpected argument 'colour'; there are: url_list,"):
         acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), colour="red")
 
 
@@ -333,3 +335,79 @@ def test_a_sampler_picks_the_shards_of_this_run(
     wrong = replace(CONFIG, reading=replace(CONFIG.reading, sampler="builtins.str.split"))
     with pytest.raises(UsageError, match=r"reading\.sampler"):
         acavdl.run(str(table(tmp_path)), str(out), config=wrong, progress="quiet")
+
+
+# --- failing shards
+
+
+def test_a_shard_that_fails_once_is_made_by_the_same_run(
+    online: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What blocks its file goes away when the driver says that it tries again."""
+    blocked = tmp_path / "out/00001.tar"
+    blocked.mkdir(parents=True)
+
+    class Mending(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "is tried again" in record.getMessage():
+                blocked.rmdir()
+
+    handler = Mending()
+    logging.getLogger("acavdl.driver").addHandler(handler)
+    try:
+        report = acavdl.run(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    finally:
+        logging.getLogger("acavdl.driver").removeHandler(handler)
+    assert report.failed_shards == {}
+    assert dict(report.snapshot.counts) == {"ok": 9}
+
+
+def test_retries_are_counted(
+    online: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "out/00000.tar").mkdir(parents=True)
+    for retries in (0, 3):
+        caplog.clear()
+        report = acavdl.run(
+            str(table(tmp_path, 3)), str(tmp_path / "out"), **quick(max_shard_retry=retries)
+        )
+        assert list(report.failed_shards) == [0]
+        assert sum("is tried again" in text for text in caplog.messages) == retries
+
+
+# --- a lazy frame
+
+
+def extractions(site: Sandbox) -> int:
+    return int(site.stats().requests["player"])
+
+
+def test_a_lazy_frame_does_the_work_once(online: Sandbox, tmp_path: Path, client: Client) -> None:
+    plan = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    begun = extractions(online)
+    clips = acavdl.download(plan, client)
+    assert clips.npartitions == 3
+    assert list(clips.columns)[:3] == ["key", "video_id", "url"]
+    assert extractions(online) == begun
+    # A slice makes its own shards alone.
+    first = clips.partitions[0].compute()
+    assert len(first) == 3
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["00000.tar"]
+    assert extractions(online) == begun + 3
+    frame = clips.compute()
+    assert frame["outcome"].tolist() == ["ok"] * 9
+    assert clips["outcome"].value_counts().compute().to_dict() == {"ok": 9}
+    persisted = clips.persist()
+    assert len(persisted[persisted["bytes"] > 0]) == 9
+    assert extractions(online) == begun + 9
+    # What comes lazily is of the types that were promised.
+    assert frame.dtypes.to_dict() == clips.dtypes.to_dict()
+    report = acavdl.run(str(table(tmp_path)), str(tmp_path / "out"), **quick(), client=client)
+    assert dict(report.snapshot.counts) == {"ok": 9}
+    assert extractions(online) == begun + 9
+
+
+def test_a_lazy_frame_wants_a_client(tmp_path: Path) -> None:
+    plan = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    with pytest.raises(UsageError, match=r"begin with distributed.Client\(\)"):
+        acavdl.download(plan)

@@ -114,6 +114,13 @@ def test_a_dataset_is_cleared_and_the_rest_left(store: Store) -> None:
     store.clear()
 
 
+def test_a_file_is_removed(store: Store) -> None:
+    store.write("a/b", b"1")
+    for _ in range(2):
+        store.remove("a/b")
+        assert store.size("a/b") is None
+
+
 def test_a_store_travels(store: Store) -> None:
     store.write("a", b"1")
     again = pickle.loads(pickle.dumps(store))

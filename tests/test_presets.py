@@ -359,7 +359,8 @@ def test_captions_from_elsewhere_leave_those_of_the_layout(tmp_path: Path) -> No
     told = TableOptions(str(path))
     videos = find_columns(read_head(find_files(str(path), None)), told, spans=False)
     assert videos.whole
-    assert videos.caption is None
+    # Whole videos keep their captions.
+    assert videos.caption == "caption"
 
 
 def test_a_comment_before_a_header_is_none_of_it(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from acavdl.resolve import (
     INFO_FIELDS,
     Resolver,
     choose_formats,
+    choose_sound,
     choose_track,
     typed_info,
 )
@@ -182,6 +183,68 @@ def test_reason_for_missing_formats_stands_in_the_warnings() -> None:
     assert refusal([], warning) is Outcome.HTTP_429
 
 
+# --- sound alone
+
+
+def sound(formats: Any, rate: int = 44100, *, copied: bool = False) -> str:
+    return str(choose_sound(formats, rate, copied=copied)["format_id"])
+
+
+OPUS = [audio("250", 48000, "opus", tbr=70), audio("251", 48000, "opus", tbr=130)]
+
+
+@pytest.mark.parametrize(
+    ("rate", "decoded", "copied"),
+    [(44100, "140", "140"), (22050, "139", "139"), (48000, "251", "140"), (96000, "251", "140")],
+)
+def test_sound_alone_is_a_format_without_picture(rate: int, decoded: str, copied: str) -> None:
+    """What is to be copied into an m4a is AAC, also where another has the rate asked for."""
+    assert sound(ORDINARY, rate) == decoded
+    assert sound(ORDINARY, rate, copied=True) == copied
+
+
+def test_progressive_file_is_the_second_choice_of_sound() -> None:
+    pictures = [video("134", 640, 360), video("22", 1280, 720, acodec="mp4a.40.2", tbr=900)]
+    progressive = ORDINARY[5]
+    # Nothing else has sound: the smallest.
+    for copied in (False, True):
+        assert sound([*pictures, progressive], copied=copied) == "18"
+    # Nothing else has AAC.
+    assert sound([*pictures, *OPUS, progressive], copied=True) == "18"
+    assert sound([*pictures, *OPUS, progressive]) == "250"
+    # Nothing has it: it will be encoded anew.
+    assert sound([pictures[0], *OPUS], copied=True) == "250"
+    webm = video("43", 640, 360, "vp8", acodec="vorbis")
+    assert sound([*OPUS, webm], copied=True) == "250"
+
+
+def test_sound_alone_is_the_original_whatever_its_codec() -> None:
+    tracks = [
+        audio("140", 44100, language="de", language_preference=-1),
+        audio("251", 48000, "opus", language="en", language_preference=10),
+        audio("140-drc", 44100, language="en", language_preference=10),
+    ]
+    for copied in (False, True):
+        assert sound(tracks, copied=copied) == "251"
+
+
+def test_files_that_tell_no_codecs_may_have_sound() -> None:
+    assert sound([{"format_id": "0", "url": "https://media.invalid/a.mp3"}], copied=True) == "0"
+
+
+def test_no_picture_is_missed_where_sound_is_all() -> None:
+    assert sound([audio("140", 44100)]) == "140"
+    protected = [{**entry, "has_drm": True} for entry in ORDINARY if entry is not STORYBOARD]
+    for formats, outcome in (
+        ([STORYBOARD, video("134", 640, 360)], Outcome.NO_AUDIO),
+        ([], Outcome.NO_FORMATS),
+        (protected, Outcome.DRM),
+    ):
+        with pytest.raises(ClipError) as raised:
+            choose_sound(formats, 44100, copied=True)
+        assert raised.value.outcome is outcome
+
+
 _maybe_codec = st.sampled_from(["avc1.4d401e", "vp9", "av01.0.01M.08", "none"])
 _formats = st.lists(
     st.fixed_dictionaries(
@@ -225,6 +288,16 @@ def test_choice_never_depends_on_the_order(data: Any, formats: list[dict[str, An
     shuffled = data.draw(st.permutations(formats))
     first = result(formats)
     assert result(shuffled) == first
+    for copied in (False, True):
+        with contextlib.suppress(ClipError):
+            heard = choose_sound(formats, 44100, copied=copied)
+            again = choose_sound(shuffled, 44100, copied=copied)
+            names = ("format_id", "vcodec", "acodec", "language", "asr", "tbr")
+            assert [heard.get(name) or None for name in names] == [
+                again.get(name) or None for name in names
+            ]
+            assert heard["url"]
+            assert heard["acodec"] != "none"
     if isinstance(first, list):
         picked = choose_formats(formats, 360, 44100, CODECS)
         assert all(entry["url"] and not entry.get("has_drm") for entry in picked)
@@ -327,6 +400,34 @@ def test_source_tells_what_can_be_fetched(resolver: Resolver, online: Sandbox) -
     assert "googlevideo" not in told
     assert source.info["title"]
     assert source.info["channel"]
+
+
+@pytest.mark.parametrize(
+    ("formats", "names"),
+    [
+        ({"video": "mp4", "audio": "m4a"}, ["134", "140"]),
+        ({"audio": "m4a"}, ["140"]),
+        ({"audio": "wav"}, ["140"]),
+    ],
+)
+def test_source_is_what_samples_are_made_of(
+    online: Sandbox, formats: dict[str, str], names: list[str]
+) -> None:
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, Reading(), formats)) as resolver,
+    ):
+        source = resolver.resolve(watch(video_id(2, master="m60")))
+        assert [stream.format_id for stream in source.streams] == names
+        if "video" not in formats:
+            found = resolver.resolve(watch(video_id(1, fault=Fault.NO_VIDEO)))
+            assert len(found.streams) == 1
+            for master, name in (("webm", "251"), ("prog", "18")):
+                (stream,) = resolver.resolve(watch(video_id(1, master=master))).streams
+                assert stream.format_id == name
+            with pytest.raises(ClipError) as raised:
+                resolver.resolve(watch(video_id(1, fault=Fault.NO_AUDIO)))
+            assert raised.value.outcome is Outcome.NO_AUDIO
 
 
 def test_dub_and_drc_of_the_site_are_left_alone(resolver: Resolver, online: Sandbox) -> None:

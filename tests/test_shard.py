@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import http.server
+import io
 import json
 import tarfile
 import threading
 import time
+import wave
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from acavdl import shard
-from acavdl.config import Clipping, Config, Distribution, Reading, Storage
+from acavdl.config import AudioRate, Clipping, Config, Distribution, Output, Reading, Storage
 from acavdl.errors import ClipError, Outcome, StorageError
 from acavdl.models import Clip, Cut, Line, Source
 from acavdl.resolve import Resolver
@@ -183,13 +186,13 @@ def test_costs_of_a_dead_video_stand_in_one_row(online: Sandbox, tmp_path: Path)
 def test_time_that_is_up_before_the_cut_is_a_timeout(
     online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = shard.cut_low
+    begin = shard.cut_clip
 
     def slowly(*args: Any) -> Cut:
         time.sleep(3.0)
         return begin(*args)
 
-    monkeypatch.setattr(shard, "cut_low", slowly)
+    monkeypatch.setattr(shard, "cut_clip", slowly)
     hasty = Config(Reading(timeout=1.5, rate_limit=None), distribution=Distribution(thread_count=1))
     name = video_id(1, master="m60")
     url = f"https://www.youtube.com/watch?v={name}"
@@ -232,11 +235,15 @@ def make(
     *,
     lines: bool = False,
     reading: Reading = READING,
+    output: Output | None = None,
+    audio: AudioRate | None = None,
     **more: Any,
 ) -> Made:
     config = replace(
         CONFIG,
         reading=reading,
+        output=output or Output(),
+        audio=audio or AudioRate(),
         clipping=clipping or Clipping(),
         storage=Storage(captions_are_subtitles=lines),
     )
@@ -248,13 +255,25 @@ def make(
     stats = json.loads((folder / "out/00000_stats.json").read_bytes())
     assert report.clips == stats["count"] == len(table) == sum(report.counts.values())
     samples: dict[str, dict[str, bytes]] = {}
-    with tarfile.open(folder / "out/00000.tar") as tar:
-        for member in tar:
-            key, _, extension = member.name.partition(".")
-            assert extension not in samples.setdefault(key, {})
-            samples[key][extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
-    assert list(samples) == table.loc[table["outcome"] == "ok", "key"].tolist()
+    for name, data in members(folder / "out/00000.tar"):
+        key, _, extension = name.partition(".")
+        assert extension not in samples.setdefault(key, {})
+        samples[key][extension] = data
+    keys = table.loc[table["outcome"] == "ok", "key"].tolist()
+    # A folder has no order.
+    listed = sorted if config.output.output_format == "files" else list
+    assert listed(samples) == listed(keys)
     return Made(report, table, samples)
+
+
+def members(tar: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the members of a tar, or the files of the folder that stands in its place."""
+    if not tar.exists():
+        yield from ((path.name, path.read_bytes()) for path in tar.with_suffix("").iterdir())
+        return
+    with tarfile.open(tar) as opened:
+        for member in opened:
+            yield member.name, opened.extractfile(member).read()  # type: ignore[union-attr]
 
 
 def test_whole_videos(online: Sandbox, tmp_path: Path) -> None:
@@ -482,13 +501,13 @@ def test_each_line_has_its_time(
     online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A video of many lines may take longer than a clip, and the sum of theirs at most."""
-    begin = shard.cut_low
+    begin = shard.cut_clip
 
     def slowly(*args: Any) -> Cut:
         time.sleep(0.6)
         return begin(*args)
 
-    monkeypatch.setattr(shard, "cut_low", slowly)
+    monkeypatch.setattr(shard, "cut_clip", slowly)
     reading = replace(READING, timeout=2.0)
     made = make(tmp_path, [whole(video_id(1, master="m60"))], lines=True, reading=reading)
     assert made.rows["outcome"].tolist() == ["ok"] * 6
@@ -501,6 +520,136 @@ def test_lines_without_measure_are_refused_before_they_are_made() -> None:
         shard._line_clips([whole("a")], source, Clipping(max_length=0.001))
     assert raised.value.outcome is Outcome.NO_SUBTITLES
     assert time.monotonic() - begun < 10
+
+
+# --- sound, and files --------------------------------------------------------------------------
+
+
+def media_sizes(site: Sandbox, master: str) -> dict[int, int]:
+    return {each.itag: each.size for each in site.masters[master].renditions}
+
+
+@pytest.mark.parametrize("kind", ["m4a", "flac", "wav"])
+def test_sound_alone_fetches_no_picture(online: Sandbox, tmp_path: Path, kind: str) -> None:
+    online.reset()
+    name = video_id(1, master="m60")
+    rows = [Clip(name, f"https://www.youtube.com/watch?v={name}", 2345, 5678, 0, 0), whole(name, 1)]
+    made = make(tmp_path, rows, output=Output(encode_formats={"audio": kind}))
+    assert made.rows["outcome"].tolist() == ["ok", "ok"]
+    assert made.rows["format_id"].tolist() == ["140", "140"]
+    # Not a byte more than the file of the sound.
+    assert online.stats().bytes["media"] == media_sizes(online, "m60")[140]
+    for clip, length in zip(rows, (5.678 - 2.345, 12.0), strict=True):
+        assert set(made.samples[clip.key]) == {kind, "json"}
+        cut = made.json(clip.key)["cut"]
+        shown = probe(made.samples[clip.key][kind], online.masters["m60"])
+        assert not shown.has_video
+        assert cut["actual_start"] == pytest.approx(clip.start or 0.0)
+        assert shown.audio_start == pytest.approx(cut["actual_start"], abs=1e-4)
+        assert cut["actual_end"] - cut["actual_start"] == pytest.approx(length, abs=0.03)
+        assert (cut["sample_rate"], cut["channels"], cut["source_audio_codec"]) == (
+            44_100,
+            2,
+            "aac",
+        )
+        assert [cut[fact] for fact in ("frames", "fps", "width", "video_codec")] == [None] * 4
+        row = made.rows.set_index("key").loc[clip.key]
+        assert row["bytes"] == len(made.samples[clip.key][kind])
+        assert row["sha256"] == hashlib.sha256(made.samples[clip.key][kind]).hexdigest()
+    assert made.rows[["audio_bytes", "audio_sha256", "frames", "width"]].isna().all(axis=None)
+
+
+def test_sound_alone_of_what_there_is(online: Sandbox, tmp_path: Path) -> None:
+    """No picture is missed; Opus becomes AAC; a progressive file has sound, too."""
+    names = [
+        video_id(1, fault=Fault.NO_VIDEO),
+        video_id(1, master="webm"),
+        video_id(1, master="prog"),
+        video_id(1, fault=Fault.NO_AUDIO),
+    ]
+    rows = [
+        Clip(name, f"https://www.youtube.com/watch?v={name}", 1000, 3000, 0, row)
+        for row, name in enumerate(names)
+    ]
+    made = make(tmp_path, rows, output=Output(encode_formats={"audio": "m4a"}))
+    assert made.rows["outcome"].tolist() == ["ok", "ok", "ok", Outcome.NO_AUDIO]
+    assert made.rows["audio_codec"].tolist()[:3] == ["aac"] * 3
+    assert made.rows["source_audio_codec"].tolist()[1:3] == ["opus", "aac"]
+    assert made.rows["format_id"].tolist()[1:3] == ["251", "18"]
+
+
+def test_sound_is_resampled_as_asked_for(online: Sandbox, tmp_path: Path) -> None:
+    name = video_id(1, master="m60")
+    rows = [Clip(name, f"https://www.youtube.com/watch?v={name}", 2345, 5678, 0, 0)]
+    formats = Output(encode_formats={"audio": "wav"})
+    made = make(tmp_path, rows, output=formats, audio=AudioRate(16_000, 1))
+    with wave.open(io.BytesIO(made.samples[rows[0].key]["wav"])) as read:
+        assert (read.getframerate(), read.getnchannels()) == (16_000, 1)
+        assert read.getnframes() == round((5.678 - 2.345) * 16_000)
+
+
+def test_mp4_and_its_sound(online: Sandbox, tmp_path: Path) -> None:
+    rows = [replace(clip, shard=0) for clip in clips(2)]
+    formats = {"video": "mp4", "audio": "m4a"}
+    made = make(tmp_path / "both", rows, output=Output(encode_formats=formats), captions=True)
+    plain = make(tmp_path / "plain", rows, captions=True)
+    for clip in rows:
+        assert set(made.samples[clip.key]) == {"mp4", "m4a", "json", "txt"}
+        for kind in ("mp4", "json"):
+            assert made.samples[clip.key][kind] == plain.samples[clip.key][kind]
+        sound = made.samples[clip.key]["m4a"]
+        shown = probe(made.samples[clip.key]["mp4"], online.masters["m60"], audio=sound)
+        assert shown.audio_offset == pytest.approx(0, abs=0.0005)
+        row = made.rows.set_index("key").loc[clip.key]
+        assert row["bytes"] == len(made.samples[clip.key]["mp4"])
+        assert row["audio_bytes"] == len(sound)
+        assert row["audio_sha256"] == hashlib.sha256(sound).hexdigest()
+
+
+FILES = Output(output_format="files")
+
+
+def test_files_are_the_members_of_the_tar(online: Sandbox, tmp_path: Path) -> None:
+    rows = [*clips(2), *clips(1, fault=Fault.PRIVATE)]
+    rows = [replace(clip, shard=0, row=row) for row, clip in enumerate(rows)]
+    made = make(tmp_path / "files", rows, output=FILES, captions=True)
+    assert made.samples == make(tmp_path / "tar", rows, captions=True).samples
+    out = tmp_path / "files/out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "00000", "00000.parquet", "00000_stats.json",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (out / "00000").iterdir()) == sorted(
+        f"{clip.key}.{kind}" for clip in rows[:2] for kind in ("mp4", "json", "txt")
+    )
+    stats = json.loads((out / "00000_stats.json").read_bytes())
+    stored = sum(path.stat().st_size for path in (out / "00000").iterdir())
+    assert (stats["files"]["members"]["count"], stats["files"]["members"]["bytes"]) == (6, stored)
+    assert made.report.bytes_stored == stored
+    assert list(stats["files"]) == ["members", "parquet"]
+
+
+def test_shard_of_files_is_published_once(online: Sandbox, tmp_path: Path) -> None:
+    job = Job(str(tmp_path), replace(CONFIG, output=FILES), captions=False)
+    # What a shard that was given up has left.
+    (tmp_path / "00003").mkdir()
+    (tmp_path / f"00003/{clips(1)[0].key}.mp4").write_bytes(b"half")
+    (tmp_path / "00003/of_a_clip_that_failed_now.mp4").write_bytes(b"whole")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: make_shard(clips(3), job), range(2))
+    assert dict(first.counts) == dict(second.counts) == {"ok": 3}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "00003", "00003.parquet", "00003_stats.json",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "00003").iterdir())) == 6
+    table = pd.read_parquet(tmp_path / "00003.parquet").set_index("key")
+    for clip in clips(3):
+        data = (tmp_path / f"00003/{clip.key}.mp4").read_bytes()
+        assert hashlib.sha256(data).hexdigest() == table.loc[clip.key, "sha256"]
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert make_shard(clips(3), job).state == "present"
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == files
+    (tmp_path / "00003.parquet").unlink()
+    assert make_shard(clips(3), job).state == "done"
 
 
 # --- other places ------------------------------------------------------------------------------

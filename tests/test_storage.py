@@ -130,7 +130,10 @@ for number in range(int(sys.argv[2])):
             assert len(data) == size
             assert len(set(data)) == 1
             seen.add(data[0])
-        assert [name for name in sorted(store.sizes()) if not name.startswith(".")] in ([], ["a.tar"])
+        assert [name for name in sorted(store.sizes()) if not name.startswith(".")] in (
+            [],
+            ["a.tar"],
+        )
     assert process.communicate()[1] == ""
     assert process.returncode == 0
     assert len(seen) > 1

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import subprocess
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,11 +24,13 @@ from hypothesis import strategies as st
 from acavdl.errors import Outcome
 from acavdl.models import Clip, ClipResult, Cut, Line
 from acavdl.resolve import typed_info
+from acavdl.storage import Store
 from acavdl.writer import (
     SCHEMA,
     Finished,
+    FolderWriter,
     Layout,
-    SampleWriter,
+    TarWriter,
     parquet_table,
     row_of,
     sample_json,
@@ -60,7 +63,7 @@ def clip(number: int = 0, caption: str | None = None, video: str = "dQw4w9WgXcQ"
 def made(number: int = 0, **changes: Any) -> ClipResult:
     """A successful clip whose times are whole numbers of seconds."""
     data = bytes([number % 256]) * (1000 + number)
-    cut = Cut(data, 10.0, 20.0, 300, 30.0, 640, 360, "h264", "aac", 44_100, 2, 0.0)
+    cut = Cut({"mp4": data}, 10.0, 20.0, "aac", "aac", 44_100, 2, 300, 30.0, 640, 360, "h264", 0.0)
     seconds = {"resolve": 0.5, "fetch": 0.25, "cut": 0.0}
     whole = ClipResult(
         clip(number),
@@ -78,13 +81,26 @@ def made(number: int = 0, **changes: Any) -> ClipResult:
     return replace(whole, **changes)
 
 
+def heard(number: int = 0, kind: str = "m4a") -> ClipResult:
+    """A successful clip of sound alone."""
+    cut = Cut({kind: bytes([number]) * 500}, 10.0, 20.0, "aac", "opus", 48_000, 1)
+    return made(number, cut=cut, format_id="251")
+
+
+def both(number: int = 0) -> ClipResult:
+    """A successful clip with its sound in a second file."""
+    cut = made(number).cut
+    assert cut is not None
+    return made(number, cut=replace(cut, members={**cut.members, "m4a": b"sound"}))
+
+
 def failed(outcome: Outcome, number: int = 0) -> ClipResult:
     return ClipResult(clip(number), outcome, f"because of {outcome}")
 
 
 def write(results: Sequence[ClipResult], *, captions: bool = False) -> bytes:
     file = io.BytesIO()
-    writer = SampleWriter(file, Layout(captions=captions))
+    writer = TarWriter(file, Layout(captions=captions))
     for result in results:
         writer.write(result)
     writer.close()
@@ -120,7 +136,7 @@ def test_members_of_a_sample_stand_together_in_order(captions: bool) -> None:
     contents = {member.name: content for member, content in found}
     for result in results:
         assert result.cut is not None
-        assert contents[f"{result.clip.key}.mp4"] == result.cut.data
+        assert contents[f"{result.clip.key}.mp4"] == result.cut.main
         assert json.loads(contents[f"{result.clip.key}.json"]) == sample_json(result)
 
 
@@ -179,7 +195,7 @@ def test_an_empty_shard_is_a_valid_tar() -> None:
 
 def test_closing_twice_writes_the_end_once() -> None:
     file = io.BytesIO()
-    writer = SampleWriter(file)
+    writer = TarWriter(file)
     writer.write(made())
     writer.close()
     size = len(file.getvalue())
@@ -189,13 +205,91 @@ def test_closing_twice_writes_the_end_once() -> None:
 
 def test_a_failed_clip_has_no_sample() -> None:
     file = io.BytesIO()
-    writer = SampleWriter(file)
+    writer = TarWriter(file)
     with pytest.raises(ValueError, match="private"):
         writer.write(failed(Outcome.PRIVATE))
     with pytest.raises(ValueError, match="private"):
         sample_json(failed(Outcome.PRIVATE))
     writer.close()
     assert members(file.getvalue()) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "extensions"),
+    [
+        (made(), ["json", "mp4"]),
+        (both(), ["json", "m4a", "mp4"]),
+        (heard(), ["json", "m4a"]),
+        (heard(kind="flac"), ["flac", "json"]),
+    ],
+)
+def test_members_are_those_of_the_cut(result: ClipResult, extensions: list[str]) -> None:
+    names = [member.name for member, _ in members(write([result]))]
+    assert names == [f"{clip().key}.{extension}" for extension in extensions]
+
+
+def test_tar_tells_its_size_and_hash(tmp_path: Path) -> None:
+    with Store(str(tmp_path)).stage("0.tar") as file:
+        writer = TarWriter(file)
+        writer.write(made())
+        writer.close()
+        writer.commit()
+    data = (tmp_path / "0.tar").read_bytes()
+    assert writer.size == len(data)
+    told = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert writer.stats() == {"tar": told}
+    assert data == write([made()])
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_files_hold_what_the_tar_would(captions: bool, tmp_path: Path) -> None:
+    results = [made(4), both(2), replace(heard(9), clip=clip(9, "Hünd\n"))]
+    layout = Layout(captions=captions)
+    writer = FolderWriter(Store(str(tmp_path)), "00003", layout)
+    for result in results:
+        writer.write(result)
+    writer.close()
+    writer.commit()
+    found = {path.name: path.read_bytes() for path in (tmp_path / "00003").iterdir()}
+    tar = {member.name: data for member, data in members(write(results, captions=captions))}
+    assert found == tar
+    assert [path.name for path in tmp_path.iterdir()] == ["00003"]
+    stats = writer.stats()["members"]
+    assert stats["count"] == len(found) == (10 if captions else 7)
+    assert stats["bytes"] == writer.size == sum(map(len, found.values()))
+
+
+def test_hash_of_files_is_what_a_shell_says(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    writers = [FolderWriter(store, name) for name in ("0", "1")]
+    for writer, order in zip(writers, ((3, 1, 2), (2, 3, 1)), strict=True):
+        for number in order:
+            writer.write(made(number))
+    told = subprocess.run(
+        "cd 0 && LC_ALL=C sha256sum * | sha256sum",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert writers[0].stats()["members"]["sha256"] == told.stdout.split()[0]
+    assert writers[0].stats() == writers[1].stats()
+
+
+def test_files_are_written_over(tmp_path: Path) -> None:
+    """As left by a shard that was given up, or by another copy of the same task."""
+    store = Store(str(tmp_path))
+    for result in (made(1, cut=heard(7, "mp4").cut), made(1), made(1)):
+        writer = FolderWriter(store, "00003")
+        writer.write(result)
+    assert (tmp_path / f"00003/{clip(1).key}.mp4").read_bytes() == bytes([1]) * 1001
+    assert len(list((tmp_path / "00003").iterdir())) == 2
+    with pytest.raises(ValueError, match="private"):
+        writer.write(failed(Outcome.PRIVATE))
 
 
 # --- the JSON ------------------------------------------------------------------------------------
@@ -262,6 +356,17 @@ def test_whole_numbers_of_seconds_stay_floats() -> None:
     for name in ("frames", "width", "height", "sample_rate", "channels"):
         assert type(read["cut"][name]) is int, name
     assert '"actual_start":10.0' in text
+
+
+@pytest.mark.parametrize("result", [heard(), heard(kind="wav"), both()])
+def test_sound_has_the_same_keys(result: ClipResult) -> None:
+    """What is the picture's is null without one."""
+    read, usual = (json.loads(orjson.dumps(sample_json(each))) for each in (result, made()))
+    assert agree(shape(read), shape(usual))
+    if result.cut is not None and result.cut.frames is None:
+        picture = ("frames", "fps", "width", "height", "video_codec", "av_offset")
+        assert [read["cut"][name] for name in picture] == [None] * 6
+        assert (read["cut"]["audio_codec"], read["cut"]["source_audio_codec"]) == ("aac", "opus")
 
 
 REFERENCE = ["key", "url", "caption", "status", "error_message", "clips", "yt_meta_dict"]
@@ -414,6 +519,20 @@ def test_row_of_a_clip() -> None:
     assert row["detail"] is None
     when = datetime.datetime.fromtimestamp(NOW_MS / 1000, datetime.UTC)
     assert row["finished_at"] == when
+    assert (row["audio_bytes"], row["audio_sha256"]) == (None, None)
+
+
+def test_row_tells_both_files() -> None:
+    rows = [row_of(result, HERE, NOW_MS) for result in (both(2), heard(3))]
+    one, alone = parquet_table(rows).to_pylist()
+    data = bytes([2]) * 1002
+    assert (one["bytes"], one["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    sound = hashlib.sha256(b"sound").hexdigest()
+    assert (one["audio_bytes"], one["audio_sha256"]) == (5, sound)
+    # Where there is one file it is the main one.
+    data = bytes([3]) * 500
+    assert (alone["bytes"], alone["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (alone["audio_bytes"], alone["audio_sha256"], alone["frames"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome is not Outcome.OK])
