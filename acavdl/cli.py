@@ -163,7 +163,7 @@ _SETTINGS = {
 
 def _call_of(options: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of `acavdl.run` for the options of the command line."""
-    from acavdl.config import Settings, changed, load
+    from acavdl.settings import Settings, changed, load
 
     settings = load(options.pop("config"))
     for note in settings.notes:

@@ -17,17 +17,7 @@ from distributed import Client, Future, as_completed, futures_of, get_client
 
 from acavdl import governor
 from acavdl.cluster import local_client, process_count
-from acavdl.config import (
-    Config,
-    IncrementalMode,
-    Settings,
-    TableOptions,
-    Tracking,
-    from_arguments,
-    from_mapping,
-    load,
-    load_sampler,
-)
+from acavdl.config import Config, IncrementalMode, TableOptions, Tracking
 from acavdl.display import Display, Mode, planned, say, summary
 from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
 from acavdl.estimate import Estimate, estimate
@@ -38,6 +28,7 @@ from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
 from acavdl.planning import Made
 from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
+from acavdl.settings import Settings, from_arguments, from_mapping, load, load_sampler
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.storage import Store
 from acavdl.tracking import Tracker

@@ -39,26 +39,37 @@ class Estimate:
 
 def estimate(plan: Plan, config: Config) -> Estimate:
     """Return what it takes to make all of `plan` from one egress address."""
-    picture = _picture_rate(config.reading.download_size)
-    chunks = sum(-(-round(rate * _VIDEO_SECONDS) // CHUNK_BYTES) for rate in (picture, _SOUND))
-    requests = _EXTRACTION_REQUESTS + chunks
-    media = (picture + _SOUND) * _VIDEO_SECONDS
+    formats = config.output.encode_formats
+    picture = _picture_rate(config.reading.download_size) if "video" in formats else 0
+    rates = [rate for rate in (picture, _SOUND) if rate]
+    chunks = sum(-(-round(rate * _VIDEO_SECONDS) // CHUNK_BYTES) for rate in rates)
     whole = plan.seconds == 0
-    shown = _VIDEO_SECONDS * plan.clips if whole else plan.seconds + _LEAD_IN * plan.clips
+    lead_in = _LEAD_IN if picture else 0
+    shown = _VIDEO_SECONDS * plan.clips if whole else plan.seconds + lead_in * plan.clips
     rate = config.reading.rate_limit
     seconds = None if rate is None else max(0.0, (plan.videos - rate) / rate * _HOUR)
+    stored = (picture + _SOUND if picture else 0) + _sound_rate(config)
+    media = f"sound at {_SOUND * 8 / 1000:.0f} kbit/s"
+    if picture:
+        media = f"{config.reading.download_size}p at {picture * 8 / 1000:.0f} kbit/s, {media}"
     return Estimate(
-        requests=requests * plan.videos,
-        bytes_fetched=round((media + _EXTRACTION_BYTES) * plan.videos),
-        bytes_stored=round(shown * (picture + _SOUND) + _SAMPLE_BYTES * plan.clips),
+        requests=(_EXTRACTION_REQUESTS + chunks) * plan.videos,
+        bytes_fetched=round((sum(rates) * _VIDEO_SECONDS + _EXTRACTION_BYTES) * plan.videos),
+        bytes_stored=round(shown * stored + _SAMPLE_BYTES * plan.clips),
         seconds=seconds,
         assumptions=(
             f"videos of {_VIDEO_SECONDS / 60:g} minutes, fetched as a whole",
-            f"{config.reading.download_size}p at {picture * 8 / 1000:.0f} kbit/s, "
-            f"sound at {_SOUND * 8 / 1000:.0f} kbit/s",
+            media,
             "all videos are there",
         ),
     )
+
+
+def _sound_rate(config: Config) -> float:
+    """Return bytes a second of the sound's own member; flac packs 16-bit samples to some 60 %."""
+    kind, audio = config.output.encode_formats.get("audio"), config.audio
+    samples = 2 * (audio.sample_rate or 44_100) * (audio.n_audio_channels or 2)
+    return {"m4a": _SOUND, "wav": samples, "flac": 0.6 * samples}.get(kind or "", 0)
 
 
 def _picture_rate(size: int) -> int:

@@ -119,7 +119,7 @@ def files_at(url: str, options: Mapping[str, Any]) -> Files:
         given["config_kwargs"] = {**_S3_CONFIG, **given.get("config_kwargs", {})}
     try:
         filesystem, path = fsspec.core.url_to_fs(url, **given)
-    except (ValueError, ImportError, OSError, TypeError, *remote_errors()) as error:
+    except remote_errors(ValueError, ImportError, OSError, TypeError) as error:
         raise UsageError(f"output folder {url}: {_cause(error)}") from error
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         return LocalFiles(Path(path))
@@ -540,7 +540,7 @@ def told(action: str, shown: str) -> Iterator[None]:
     """Turn errors of a file system into ours, with what was tried and on what."""
     try:
         yield
-    except (OSError, *remote_errors()) as error:
+    except remote_errors(OSError) as error:
         raise StorageError(f"cannot {action} {shown}: {_cause(error)}") from error
 
 
@@ -549,7 +549,7 @@ def _cause(error: Exception) -> str:
     return cause or type(error).__name__
 
 
-def remote_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of libraries below fsspec that are no OSErrors, of those in use."""
+def remote_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """Return `others`, and the errors of libraries in use below fsspec that are no OSErrors."""
     found = ((sys.modules.get(module), name) for module, name in _REMOTE_ERRORS)
-    return tuple(getattr(module, name) for module, name in found if module is not None)
+    return (*others, *(getattr(module, name) for module, name in found if module is not None))

@@ -39,6 +39,8 @@ from acavdl.tables import REJECTED_SCHEMA, WHOLE, clean
 #: Rows of a bucket, about; each thread holds one.
 _BUCKET_ROWS = 1_000_000
 _MAX_BUCKETS = 4096
+#: Bytes of a bucket, about, where captions or additional columns are long.
+_BUCKET_BYTES = 256 << 20
 #: Rows of a row group of `REJECTED`.
 _REJECTED_ROWS = 100_000
 #: Stands for the plan that is extended, in place of a file's number: before all files.
@@ -161,7 +163,10 @@ def make_plan(
     StorageError
         If the store can't be written.
     """
-    buckets = _bucket_count(sum(piece.rows for piece in pieces) + (before.clips if before else 0))
+    buckets = _bucket_count(
+        sum(piece.rows for piece in pieces) + (before.clips if before else 0),
+        sum(piece.size for piece in pieces),
+    )
     sources: list[Piece | tuple[Store, Part]] = list(pieces)
     if before is not None:
         sources += [(store, part) for part in before.parts]
@@ -184,9 +189,12 @@ def make_plan(
     return Made(plan, sum(piece.rows for piece in pieces), rejected.examples, **totals)
 
 
-def _bucket_count(rows: int) -> int:
+def _bucket_count(rows: int, size: int) -> int:
     """Return a power of two: a bucket is what the first bits of the hash say."""
-    return min(_MAX_BUCKETS, int(2 ** math.ceil(math.log2(max(1, rows / _BUCKET_ROWS)))))
+    return min(
+        _MAX_BUCKETS,
+        int(2 ** math.ceil(math.log2(max(1, rows / _BUCKET_ROWS, size / _BUCKET_BYTES)))),
+    )
 
 
 def _nothing(files: Sequence[str], rejected: _Rejected) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from acavdl.config import CONFIG_FILE, Config, IncrementalMode, TableOptions, example
+from acavdl.config import Config, IncrementalMode, TableOptions
 from acavdl.errors import UsageError
 from acavdl.ledger import check_manifest, plan_of, read_manifest, write_manifest
 from acavdl.models import RESERVED_KEYS
@@ -26,6 +26,7 @@ from acavdl.readers import (
     merged_kinds,
     read_head,
 )
+from acavdl.settings import CONFIG_FILE, example
 from acavdl.storage import Store, input_size
 from acavdl.tables import find_columns
 

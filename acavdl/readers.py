@@ -153,6 +153,8 @@ class Piece:
         Rows of the piece.
     kinds
         What the additional columns hold (see `merged_kinds`).
+    size
+        Bytes of the rows, unpacked, about.
     """
 
     file: int
@@ -161,6 +163,7 @@ class Piece:
     rows: int
     groups: tuple[int, int] | None = None
     kinds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    size: int = 0
 
 
 def find_files(url_list: str, input_format: str | None) -> TableFiles:
@@ -353,7 +356,7 @@ def _parquet_pieces(
                 raw = _raw_batches(batches, columns, before)
                 found += _spooled(number, ((table, kinds) for table in raw), folder)
             else:
-                found.append(Piece(number, name, before, count, (begin, stop), kinds))
+                found.append(Piece(number, name, before, count, (begin, stop), kinds, size))
             before += count
         return found
 
@@ -760,5 +763,5 @@ def _spooled(
                 writer.write_table(table)
         except OSError as error:
             raise StorageError(f"cannot write to {folder}: {_one_line(error)}") from error
-        found.append(Piece(number, str(path), before, table.num_rows, None, kinds))
+        found.append(Piece(number, str(path), before, table.num_rows, None, kinds, table.nbytes))
     return found

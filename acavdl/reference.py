@@ -6,9 +6,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from acavdl.config import Settings, from_arguments
 from acavdl.driver import RunReport, run, settings_of, tell
 from acavdl.errors import UsageError
+from acavdl.settings import Settings, from_arguments
 
 logger = logging.getLogger(__name__)
 

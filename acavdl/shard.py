@@ -288,7 +288,7 @@ class _Maker:
         self._threads = job.config.distribution.thread_count
         # Known to the task's own thread alone.
         self._worker = None if self._reading.rate_limit is None else get_worker()
-        self._egress = socket.gethostname()
+        self._egress = "cluster" if self._reading.egress == "cluster" else socket.gethostname()
         self._network = Network(self._reading.ytdlp.get("proxy"))
         self._resolver = Resolver(self._network, self._reading, job.config.output.encode_formats)
         self._folder = tempfile.TemporaryDirectory(prefix="acavdl-", dir=job.tmp_dir)

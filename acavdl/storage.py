@@ -121,7 +121,7 @@ def _input_told(
     """Turn what goes wrong with a table's place into one line."""
     try:
         yield
-    except (*kinds, *remote_errors()) as error:
+    except remote_errors(*kinds) as error:
         cause = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UsageError(f"cannot read {url}: {cause or type(error).__name__}") from error
 

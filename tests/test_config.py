@@ -13,20 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acavdl.config import (
-    KEYS,
-    Clipping,
-    Config,
-    Distribution,
-    Reading,
-    Storage,
-    TableOptions,
-    example,
-    from_mapping,
-    load,
-    load_sampler,
-)
+from acavdl.config import Clipping, Config, Distribution, Reading, Storage, TableOptions
 from acavdl.errors import UsageError
+from acavdl.keys import KEYS
+from acavdl.settings import example, from_mapping, load, load_sampler
 
 BASE = Config()
 BAD = [0, -1, float("nan"), float("inf"), "12", None]
@@ -100,6 +90,7 @@ def test_what_changes_samples_or_shards_changes_the_fingerprint(
         ("reading", {"timeout": 5.0}),
         ("reading", {"retries": 9}),
         ("reading", {"sampler": "some.function"}),
+        ("reading", {"egress": "cluster"}),
         ("reading", {"rate_limit": None}),
         ("reading", {"ytdlp": {"proxy": "http://localhost:1"}}),
         ("distribution", {"processes_count": 3}),
@@ -123,7 +114,7 @@ def test_every_setting_is_known_to_matter_or_not() -> None:
     }
     matters = {name for name, _ in BASE.fingerprint().items()}
     assert {name for _, name in names} - matters == {
-        *("timeout", "retries", "sampler", "ytdlp", "rate_limit"),
+        *("timeout", "retries", "sampler", "ytdlp", "rate_limit", "egress"),
         *("processes_count", "thread_count", "subjob_size", "max_shard_retry", "options"),
         *("enable_wandb", "wandb_project"),
     }
@@ -273,6 +264,8 @@ def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
         ("distribution: {distributor_args: {}}", "distributor_args is not supported"),
         ("reading: {dataloader_args: {}}", "dataloader_args is not supported (acavdl reads tables"),
         ("stage: subset", "stage is not supported"),
+        ("reading: {fetch: ranges}", "reading.fetch is not supported (not yet: whole files"),
+        ("distribution: {slurm: {account: x}}", "distribution.slurm is not supported (not yet"),
         ("a: [", "is no YAML"),
         ("a: \x00", "is no YAML"),
         ("&a [*a]", "settings are a mapping"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
+import subprocess
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -373,6 +378,56 @@ def test_retries_are_counted(
         )
         assert list(report.failed_shards) == [0]
         assert sum("is tried again" in text for text in caplog.messages) == retries
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.debian
+def test_a_full_disk_fails_shards_and_shows_nothing_half_written(
+    online: Sandbox, tmp_path: Path, client: Client, small_disk: Path
+) -> None:
+    """Each shard has some 700 kB: one or two fit, and nothing that is there is ever half."""
+    out, over = small_disk / "out", threading.Event()
+    seen: dict[str, set[int]] = {}
+
+    def watch() -> None:
+        while not over.wait(0.005):
+            for path in out.glob("0*"):
+                with contextlib.suppress(FileNotFoundError):
+                    seen.setdefault(path.name, set()).add(path.stat().st_size)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    source = str(table(tmp_path, 15))
+    try:
+        report = acavdl.run(source, str(out), **quick(client=client, tmp_dir=str(tmp_path)))
+    finally:
+        over.set()
+        watcher.join()
+    assert 0 < len(report.failed_shards) < 5
+    assert all("No space left on device" in cause for cause in report.failed_shards.values())
+    assert all(len(sizes) == 1 for sizes in seen.values())
+    done = {path.name[:5] for path in out.glob("*_stats.json")}
+    assert len(done) == 5 - len(report.failed_shards) == report.snapshot.shards_done
+    assert list(out.glob(".*.tmp")) == []
+    for name in done:
+        stats = json.loads((out / f"{name}_stats.json").read_bytes())
+        for kind in ("tar", "parquet"):
+            data = (out / f"{name}.{kind}").read_bytes()
+            assert hashlib.sha256(data).hexdigest() == stats["files"][kind]["sha256"]
+    # With room again, the same command makes what is missing.
+    subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
+    report = acavdl.run(source, str(out), **quick(client=client, tmp_dir=str(tmp_path)))
+    assert report.failed_shards == {}
+    assert dict(report.snapshot.counts) == {"ok": 15}
 
 
 # --- a lazy frame

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from acavdl.config import Config, Reading
-from acavdl.estimate import estimate
+from acavdl.config import AudioRate, Config, Output, Reading
+from acavdl.estimate import Estimate, estimate
 from acavdl.planfile import Part, Plan
 
 PLAN = Plan((Part("a", 0, (1000, 200), "", 1),), videos=900, seconds=12_000.0)
@@ -51,3 +51,26 @@ def test_whole_videos_are_stored_whole() -> None:
     whole = Plan((Part("a", 0, (900,), "", 1),), videos=900)
     found = estimate(whole, config())
     assert found.bytes_stored == pytest.approx(found.bytes_fetched, rel=0.02)
+
+
+def test_sound_alone_takes_less() -> None:
+    def of(formats: dict[str, str], audio: AudioRate | None = None) -> Estimate:
+        return estimate(
+            PLAN, Config(output=Output(encode_formats=formats), audio=audio or AudioRate())
+        )
+
+    both, apart, m4a = (
+        of({"video": "mp4"}),
+        of({"video": "mp4", "audio": "m4a"}),
+        of({"audio": "m4a"}),
+    )
+    wav, flac = of({"audio": "wav"}), of({"audio": "flac"})
+    speech = of({"audio": "wav"}, AudioRate(16_000, 1))
+    assert both.bytes_fetched == apart.bytes_fetched > 4 * m4a.bytes_fetched
+    assert m4a.bytes_fetched == wav.bytes_fetched
+    assert m4a.requests < both.requests
+    assert m4a.bytes_stored < speech.bytes_stored < flac.bytes_stored < wav.bytes_stored
+    assert both.bytes_stored < apart.bytes_stored
+    # Ten seconds of 16 kHz mono are 320 kB.
+    assert speech.bytes_stored / PLAN.clips == pytest.approx(320_000 + 4_000, rel=0.01)
+    assert "p at" not in " ".join(m4a.assumptions)

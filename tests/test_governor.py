@@ -6,9 +6,10 @@ import socket
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from distributed import get_worker
+from distributed import Client, get_worker
 from distributed.utils import sync
 from helpers import write_csv
 from hypothesis import given
@@ -126,3 +127,19 @@ def test_run_asks_the_site_no_faster_than_the_rate(online: Sandbox, tmp_path: Pa
         client.run(shard.stop)
         thread.join(20)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("egress", "counted"), [("node", socket.gethostname()), ("cluster", "cluster")]
+)
+def test_whose_address_it_is(
+    online: Sandbox, tmp_path: Path, client: Client, egress: Any, counted: str
+) -> None:
+    source = write_csv(tmp_path / "t.csv", [(video_id(1, master="m60"), 0, 3)])
+    config = Config(Reading(egress=egress))
+    driver.run(str(source), str(tmp_path / "out"), config=config, client=client, progress="quiet")
+
+    def buckets(dask_scheduler: Any) -> list[str]:
+        return list(dask_scheduler.handlers["acavdl_lease"].__self__._buckets)
+
+    assert client.run_on_scheduler(buckets) == [counted]

@@ -10,10 +10,11 @@ import pytest
 from helpers import write_csv
 
 from acavdl import prepare as preparing
-from acavdl.config import Clipping, Config, Storage, TableOptions, load
+from acavdl.config import Clipping, Config, Storage, TableOptions
 from acavdl.errors import EmptyTableError, PlanMismatchError, UsageError
 from acavdl.planfile import REJECTED
 from acavdl.prepare import Prepared, prepare, write_settings
+from acavdl.settings import load
 from acavdl.storage import Store
 
 ROWS = [(f"{i:011d}", i, i + 10, "text") for i in range(9)]

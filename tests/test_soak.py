@@ -66,6 +66,42 @@ def test_thousands_of_clips_with_two_fifths_failing(
         )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("failing", [False, True], ids=["all_there", "half_failing"])
+def test_memory_of_a_worker_is_bounded(
+    online: Sandbox, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: bool
+) -> None:
+    """Shards of 2,000 clips to S3, with 48 videos in flight in each worker."""
+    shards = 2
+    rows = [
+        (
+            video_id(i, fault=FAULTS[i // 2 % 5])
+            if failing and i % 2
+            else video_id(i, master="m30"),
+            1.0,
+            11.0,
+        )
+        for i in range(shards * 2000)
+    ]
+    source = write_csv(tmp_path / "clips.csv", rows)
+    config = Config(
+        Reading(timeout=60.0, rate_limit=None, retries=0),
+        Storage(number_sample_per_shard=2000),
+        Distribution(thread_count=48),
+    )
+    with local_client(2) as client:
+        report = driver.run(
+            str(source), f"s3://{bucket}/out", config=config, client=client, progress="plain"
+        )
+        peaks = client.run(_peak_rss)
+    assert report.snapshot.counts["ok"] == len(rows) // (2 if failing else 1)
+    assert report.failed_shards == {}
+    with capsys.disabled():
+        print(f"\npeak {max(peaks.values()) / 1e6:.0f} MB a worker, failing: {failing}")  # noqa: T201
+    assert max(peaks.values()) <= 600e6
+
+
 def _cpu(client: driver.Client) -> float:
     return sum(client.run(lambda: sum(psutil.Process().cpu_times()[:2])).values())
 
