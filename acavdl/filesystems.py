@@ -37,10 +37,10 @@ _OUR_FILE = re.compile(r"\.?\d{5,}(\.tar|\.parquet|_stats\.json|\.lock)")
 _OUR_FOLDER = re.compile(r"_acavdl|\d{5,}")
 #: Bytes of a part of an upload to S3: a tenth of the requests of s3fs's least (5 MB), and less CPU.
 PART_BYTES = 16 << 20
-#: Seconds, and tries: botocore's own would wait for a silent server for half an hour.
+#: Seconds, and tries: with s3fs's and botocore's own, a silent server is waited for for an hour.
 _S3_CONFIG = {
     "connect_timeout": 10,
-    "read_timeout": 30,
+    "read_timeout": 60,
     "retries": {"max_attempts": 3, "mode": "standard"},
 }
 _S3_TRIES = 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from pathlib import Path
 
@@ -72,8 +71,7 @@ def test_thousands_of_clips_with_two_fifths_failing(
 def test_memory_of_a_worker_is_bounded(
     online: Sandbox, bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], failing: bool
 ) -> None:
-    """Shards of 2,000 clips to S3, with 48 videos in flight in each worker."""
-    shards = 2
+    """A shard of 2,000 clips to S3, with 48 videos in flight in its worker."""
     rows = [
         (
             video_id(i, fault=FAULTS[i // 2 % 5])
@@ -82,7 +80,7 @@ def test_memory_of_a_worker_is_bounded(
             1.0,
             11.0,
         )
-        for i in range(shards * 2000)
+        for i in range(2000)
     ]
     source = write_csv(tmp_path / "clips.csv", rows)
     config = Config(
@@ -90,7 +88,7 @@ def test_memory_of_a_worker_is_bounded(
         Storage(number_sample_per_shard=2000),
         Distribution(thread_count=48),
     )
-    with local_client(2) as client:
+    with local_client(1) as client:
         report = driver.run(
             str(source), f"s3://{bucket}/out", config=config, client=client, progress="plain"
         )
@@ -107,4 +105,8 @@ def _cpu(client: driver.Client) -> float:
 
 
 def _peak_rss() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Return the peak in bytes; (`ru_maxrss` begins with that of the process that forked)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM")
