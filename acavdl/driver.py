@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 import uuid
 from collections import Counter
@@ -37,7 +38,7 @@ from acavdl.writer import schema_of
 logger = logging.getLogger(__name__)
 
 #: What `config` may be: settings, the path of a YAML file, or what one holds.
-ConfigLike = Config | Settings | str | Mapping[str, Any] | None
+ConfigLike = Config | Settings | str | os.PathLike[str] | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,9 @@ def settings_of(config: ConfigLike) -> Settings:
         return config
     if isinstance(config, Config):
         return Settings({}, config)
-    return load(config) if isinstance(config, str) else from_mapping(config)
+    if isinstance(config, str | os.PathLike):
+        return load(os.fspath(config))
+    return from_mapping(config)
 
 
 def _prepare(call: _Call, store: Store, progress: Mode) -> Prepared:
@@ -324,7 +327,7 @@ def _sampled(missing: list[int], sampler: str | None) -> list[int]:
     if sampler is None:
         return missing
     chosen = list(dict.fromkeys(load_sampler(sampler)(list(missing))))
-    strange = [shard for shard in chosen if shard not in set(missing)]
+    strange = sorted(set(chosen) - set(missing), key=str)
     if strange:
         raise UsageError(f"reading.sampler: {sampler} returned {strange[:5]}, which is not missing")
     return chosen

@@ -286,7 +286,7 @@ def test_what_the_file_says_holds_where_the_call_is_silent(tmp_path: Path) -> No
         f"url_list: {source}\noutput_folder: {tmp_path / 'out'}\nlimit: 4\n"
         "storage: {number_sample_per_shard: 2}\n"
     )
-    report = acavdl.plan(config=str(file), progress="quiet")
+    report = acavdl.plan(config=file, progress="quiet")
     assert report.plan.sizes == (2, 2)
     report = acavdl.plan(config=str(file), output_folder=str(tmp_path / "b"), limit=3)
     assert report.plan.sizes == (2, 1)
@@ -327,6 +327,10 @@ def last_two(missing: list[int]) -> list[int]:
     return missing[-2:]
 
 
+def beyond(missing: list[int]) -> list[int]:
+    return [*missing, 7]
+
+
 def test_a_sampler_picks_the_shards_of_this_run(
     online: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,9 +341,13 @@ def test_a_sampler_picks_the_shards_of_this_run(
     assert report.left == 1
     driver.tell(report)
     assert "1 shards are left for another run" in capsys.readouterr().err
-    wrong = replace(CONFIG, reading=replace(CONFIG.reading, sampler="builtins.str.split"))
-    with pytest.raises(UsageError, match=r"reading\.sampler"):
-        acavdl.run(str(table(tmp_path)), str(out), config=wrong, progress="quiet")
+    for sampler, told in (
+        ("builtins.str.split", "can't be imported"),
+        ("test_driver.beyond", r"returned \[7\], which is not missing"),
+    ):
+        wrong = replace(CONFIG, reading=replace(CONFIG.reading, sampler=sampler))
+        with pytest.raises(UsageError, match=rf"reading\.sampler.*{told}"):
+            acavdl.run(str(table(tmp_path)), str(out), config=wrong, progress="quiet")
 
 
 # --- failing shards

@@ -731,22 +731,20 @@ def test_fifo_is_not_waited_for(tmp_path: Path, no_variables: None) -> None:
         resolved((tmp_path / "fifo.mp4").as_uri())
 
 
-@pytest.fixture
-def unreadable(tmp_path: Path) -> Iterator[Path]:
-    """A file that may not be read; root, who reads everything, is somebody else meanwhile."""
-    path, before = tmp_path / "a.mp4", os.geteuid()
+def test_file_that_may_not_be_read(tmp_path: Path, no_variables: None) -> None:
+    path, me = tmp_path / "a.mp4", os.geteuid()
     path.write_bytes(b"media")
     path.chmod(0)
-    if before == 0:
-        os.seteuid(65534)
-    yield path
-    os.seteuid(before)
-
-
-def test_file_that_may_not_be_read(no_variables: None, unreadable: Path) -> None:
-    path = unreadable
-    with pytest.raises(ClipError, match="Permission denied"):
-        resolved(path.as_uri())
+    with contextlib.closing(Network()) as network:
+        resolver = Resolver(network, Reading())
+        if me == 0:
+            # Root reads everything: be somebody else meanwhile.
+            os.seteuid(65534)
+        try:
+            with pytest.raises(ClipError, match="Permission denied"):
+                resolver.resolve(path.as_uri())
+        finally:
+            os.seteuid(me)
 
 
 def test_no_site_can_name_a_file_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
