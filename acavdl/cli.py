@@ -46,7 +46,7 @@ def _ends_cleanly(command: Callable[..., int]) -> Callable[..., None]:
             click.echo(f"acavdl: {error}", err=True)
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            again = shlex.join(["acavdl", *sys.argv[1:]])
+            again = shlex.join(["acavdl", *_going_on(sys.argv[1:])])
             click.echo(
                 f"\nacavdl: interrupted. Finished shards are kept; go on with:\n  {again}", err=True
             )
@@ -54,6 +54,16 @@ def _ends_cleanly(command: Callable[..., int]) -> Callable[..., None]:
         sys.exit(code)
 
     return wrapped
+
+
+def _going_on(arguments: list[str]) -> list[str]:
+    """Return the arguments that go on with a run: what begins anew is left out."""
+    kept = [text for text in arguments if text not in ("--yes", "--incremental-mode=overwrite")]
+    places = [i for i, text in enumerate(kept[:-1]) if text == "--incremental-mode"]
+    for place in reversed(places):
+        if kept[place + 1] == "overwrite":
+            del kept[place : place + 2]
+    return kept
 
 
 _PROGRESS = click.option(
@@ -174,8 +184,6 @@ def _call_of(options: dict[str, Any]) -> dict[str, Any]:
     if given.get("rate_limit") == 0:
         given["rate_limit"] = None
     config = changed(settings.config, {_SETTINGS[name]: value for name, value in given.items()})
-    if config.reading.rate_limit is None:
-        logging.getLogger(__name__).warning("no limit on the rate: the site may block this address")
     sure = options.pop("yes")
     mode = options["incremental_mode"] or settings.call.get("incremental_mode")
     if mode == "overwrite" and not sure:

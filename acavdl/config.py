@@ -121,7 +121,7 @@ class Reading:
     rate_limit: float | None = 300.0
     egress: Literal["node", "cluster"] = "node"
     retries: int = 2
-    ytdlp: Mapping[str, Any] = field(default_factory=dict)
+    ytdlp: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Storage:
     number_sample_per_shard: int = 2000
     captions_are_subtitles: bool = False
     oom_shard_count: int = 5
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

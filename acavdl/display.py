@@ -291,7 +291,7 @@ def rejected(
         Text(f"{total:,} rows of the table are not used:", style="yellow"),
         grid,
         *lines,
-        Text(f"  all of them: {output_folder}/_acavdl/rejected.parquet", style="dim"),
+        Text(f"  all of them: {output_folder}/_acavdl/rejected*.parquet", style="dim"),
     )
 
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -270,6 +270,8 @@ def _call(config: ConfigLike, **given: Any) -> _Call:
         if not call.get(name):
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{name} is missing: give {option}, or set it in acavdl.yaml")
+    if settings.config.reading.rate_limit is None:
+        logger.warning("no limit on the rate: the site may block this address")
     output_folder = call.pop("output_folder")
     mode: IncrementalMode = call.pop("incremental_mode", "incremental")
     tmp_dir = call.pop("tmp_dir", None)
@@ -326,7 +328,10 @@ def _sampled(missing: list[int], sampler: str | None) -> list[int]:
     """Return the shards that this run makes: those that `reading.sampler` picks, in its order."""
     if sampler is None:
         return missing
-    chosen = list(dict.fromkeys(load_sampler(sampler)(list(missing))))
+    returned = load_sampler(sampler)(list(missing))
+    if not isinstance(returned, Iterable) or isinstance(returned, str):
+        raise UsageError(f"reading.sampler: {sampler} returned {returned!r}, which is no list")
+    chosen = list(dict.fromkeys(returned))
     strange = sorted(set(chosen) - set(missing), key=str)
     if strange:
         raise UsageError(f"reading.sampler: {sampler} returned {strange[:5]}, which is not missing")

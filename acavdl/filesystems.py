@@ -12,12 +12,14 @@ import contextlib
 import fcntl
 import hashlib
 import io
+import logging
 import os
 import re
 import shutil
 import socket
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,11 +32,15 @@ import psutil
 
 from acavdl.errors import StorageError, UsageError
 
+logger = logging.getLogger(__name__)
+
 #: ``.<name>.<host>.<pid>.<unique>.tmp``: who writes it stands in the name of a staged file.
 _STAGED = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
-#: What belongs to a dataset: files of shards; what we know of it, and shards kept as folders.
-_OUR_FILE = re.compile(r"\.?\d{5,}(\.tar|\.parquet|_stats\.json|\.lock)")
-_OUR_FOLDER = re.compile(r"_acavdl|\d{5,}")
+#: What belongs to a shard: its files, those on their way to them, and its folder.
+_SHARD_FILE = re.compile(r"\.?(\d{5,})(\.tar|\.parquet|_stats\.json|\.lock)(\..*\.tmp)?")
+_SHARD_FOLDER = re.compile(r"(\d{5,})")
+#: Seconds after which an upload that is not completed is nobody's any more.
+_ABANDONED = 24 * 3600
 #: Bytes of a part of an upload to S3: a tenth of the requests of s3fs's least (5 MB), and less CPU.
 PART_BYTES = 16 << 20
 #: Seconds, and tries: with s3fs's and botocore's own, a silent server is waited for for an hour.
@@ -53,6 +59,9 @@ _REMOTE_ERRORS = (
     ("botocore.exceptions", "ClientError"),
     ("httpx", "HTTPError"),
     ("httpx2", "HTTPError"),
+    ("gcsfs.retry", "HttpError"),
+    ("azure.core.exceptions", "AzureError"),
+    ("paramiko.ssh_exception", "SSHException"),
 )
 
 
@@ -86,8 +95,11 @@ class Files(Protocol):
     def sweep(self) -> list[str]:
         """Remove what processes that are gone left half-written; return its names."""
 
-    def clear(self) -> None:
-        """Remove the dataset; what is not ours is left alone."""
+    def shards(self) -> list[str]:
+        """Return what has the names of shards, as files and folders."""
+
+    def clear(self, shards: int) -> None:
+        """Remove a dataset of so many shards; what is not ours is left alone."""
 
 
 def files_at(url: str, options: Mapping[str, Any]) -> Files:
@@ -107,11 +119,13 @@ def files_at(url: str, options: Mapping[str, Any]) -> Files:
     """
     if not url or "::" in url:
         raise UsageError(f"output folder {url!r}: give the path or URL of a folder")
-    shown = re.sub(r"//[^/@]*@", "//…@", url)
-    if shown != url:
+    scheme, separator, rest = url.partition("://")
+    place = rest.split("/")[0]
+    # A secret may hold slashes: what looks like a user's name is enough.
+    if separator and ("@" in place or not re.fullmatch(r"[^:]*(:\d+)?|\[.*\](:\d+)?", place)):
         raise UsageError(
-            f"output folder {shown}: credentials do not belong into a URL, which ends up in files "
-            "and logs; use storage.options or the environment"
+            f"output folder {scheme}://…: credentials do not belong into a URL, which ends up in "
+            "files and logs; use storage.options or the environment"
         )
     given: dict[str, Any] = dict(options)
     if url.startswith(("s3://", "s3a://")):
@@ -256,39 +270,51 @@ class LocalFiles:
     def sweep(self) -> list[str]:
         """Remove staged files of processes of this host that are gone."""
         swept = []
-        for folder in (self._root, *self._folders()):
-            for path in folder.glob(".*.tmp") if folder.is_dir() else ():
-                found = _STAGED.fullmatch(path.name)
-                if found and found["host"] == _host() and not _alive(int(found["pid"])):
-                    path.unlink(missing_ok=True)
-                    swept.append(path.name)
+        folders = (self._root, self._root / "_acavdl", self._root / "_acavdl/plan")
+        with told("remove leftovers in", str(self._root)):
+            for folder in (*folders, *(path for path in self._shards() if path.is_dir())):
+                for path in folder.glob(".*.tmp") if folder.is_dir() else ():
+                    found = _STAGED.fullmatch(path.name)
+                    if found and found["host"] == _host() and not _alive(int(found["pid"])):
+                        path.unlink(missing_ok=True)
+                        swept.append(path.name)
         return swept
 
-    def _folders(self) -> Iterator[Path]:
-        yield self._root / "_acavdl"
-        yield self._root / "_acavdl" / "plan"
-        if self._root.is_dir():
-            yield from (path for path in self._root.iterdir() if _is_ours(path) and path.is_dir())
+    def _shards(self) -> Iterator[Path]:
+        for path in self._root.iterdir() if self._root.is_dir() else ():
+            if not path.is_symlink() and _shard_of(path.name, folder=path.is_dir()) is not None:
+                yield path
 
-    def clear(self) -> None:  # noqa: D102
+    def shards(self) -> list[str]:  # noqa: D102
+        with told("read", str(self._root)):
+            return sorted(path.name for path in self._shards())
+
+    def clear(self, shards: int) -> None:  # noqa: D102
         with told("remove files of", str(self._root)):
-            # First of all what says that there is one.
-            (self._root / "_acavdl" / "run.json").unlink(missing_ok=True)
-            for path in self._root.iterdir() if self._root.is_dir() else ():
-                if path.is_dir() and not path.is_symlink() and _is_ours(path):
+            for path in sorted(self._shards(), key=lambda path: _order(path.name)):
+                if (_shard_of(path.name, folder=path.is_dir()) or 0) >= shards:
+                    continue
+                if path.is_dir():
                     shutil.rmtree(path)
-                elif not path.is_dir() and _is_ours(path):
+                else:
                     path.unlink()
+            # Last of all what says whose it is: till then, what is left is the old dataset's.
+            folder = self._root / "_acavdl"
+            for path in sorted(folder.rglob("*") if folder.is_dir() else (), reverse=True):
+                if path.is_file() and path != folder / "run.json":
+                    path.unlink()
+            (folder / "run.json").unlink(missing_ok=True)
 
 
-def _is_ours(path: Path) -> bool:
-    return _is_our_name(f"{path.name}/" if path.is_dir() else path.name)
+def _shard_of(name: str, *, folder: bool) -> int | None:
+    """Return the number of the shard that a file or folder is of, by its name; None: of none."""
+    found = (_SHARD_FOLDER if folder else _SHARD_FILE).fullmatch(name)
+    return int(found[1]) if found else None
 
 
-def _is_our_name(name: str) -> bool:
-    """Whether a file belongs to a dataset, by its name in the folder; a folder's ends in ``/``."""
-    first, is_folder, _ = name.partition("/")
-    return (_OUR_FOLDER if is_folder else _OUR_FILE).fullmatch(first) is not None
+def _order(name: str) -> tuple[bool, str]:
+    """Stats go first: without them, the rest counts as not there."""
+    return not name.endswith("_stats.json"), name
 
 
 class _LocalStaged(Staged):
@@ -413,35 +439,76 @@ class RemoteFiles:
             self._fs.rm_file(self._at(name))
 
     def sweep(self) -> list[str]:
-        """End uploads to S3 that nobody completed: their parts are kept, and paid, for ever."""
+        """End uploads to S3 that nobody completed: their parts are kept, and paid, for ever.
+
+        Those of the last day may be another run's.
+        """
         if not self._is_s3:
             return []
         bucket, _, prefix = self._root.partition("/")
         prefix = f"{prefix}/" if prefix else ""
         swept = []
-        with told("list uploads of", self.path("")):
-            found = self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
-            for upload in found.get("Uploads") or ():
-                name = upload["Key"][len(prefix) :]
-                if _is_our_name(name):
-                    self._fs.call_s3(
-                        "abort_multipart_upload",
-                        Bucket=bucket,
-                        Key=upload["Key"],
-                        UploadId=upload["UploadId"],
-                    )
-                    swept.append(name)
+        try:
+            with told("end old uploads to", self.path("")):
+                for upload in self._uploads(bucket, prefix):
+                    name = upload["Key"][len(prefix) :]
+                    age = time.time() - upload["Initiated"].timestamp()
+                    if age > _ABANDONED and _number_in(name) is not None:
+                        self._fs.call_s3(
+                            "abort_multipart_upload",
+                            Bucket=bucket,
+                            Key=upload["Key"],
+                            UploadId=upload["UploadId"],
+                        )
+                        swept.append(name)
+        except StorageError as error:
+            # Not every role may; it is for the bill alone.
+            logger.warning("%s", error)
         return swept
 
-    def clear(self) -> None:  # noqa: D102
+    def _uploads(self, bucket: str, prefix: str) -> Iterator[Mapping[str, Any]]:
+        where: dict[str, str] = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            found = self._fs.call_s3("list_multipart_uploads", **where)
+            yield from found.get("Uploads") or ()
+            if not found.get("IsTruncated"):
+                return
+            where["KeyMarker"] = found["NextKeyMarker"]
+            where["UploadIdMarker"] = found["NextUploadIdMarker"]
+
+    def _names(self) -> list[str]:
+        return [name[len(self._root) + 1 :] for name in self._fs.find(self._root)]
+
+    def shards(self) -> list[str]:  # noqa: D102
+        with told("read", self.path("")):
+            found = {
+                name.partition("/")[0] for name in self._names() if _number_in(name) is not None
+            }
+            return sorted(found)
+
+    def clear(self, shards: int) -> None:  # noqa: D102
         with told("remove files of", self.path("")):
-            manifest = self._at("_acavdl/run.json")
-            if self._fs.exists(manifest):
-                self._fs.rm_file(manifest)
-            names = [name[len(self._root) + 1 :] for name in self._fs.find(self._root)]
-            ours = [name for name in names if _is_our_name(name)]
-            if ours:
-                self._fs.rm([self._at(name) for name in ours])
+            names = self._names()
+            known = [name for name in names if name.startswith("_acavdl/")]
+            ours = [name for name in names if (n := _number_in(name)) is not None and n < shards]
+            stats = [name for name in ours if name.endswith("_stats.json")]
+            # Last of all what says whose it is: till then, what is left is the old dataset's.
+            last = [name for name in known if name == "_acavdl/run.json"]
+            rest = [name for name in (*ours, *known) if name not in {*stats, *last}]
+            for some in (stats, rest, last):
+                if some:
+                    self._fs.rm([self._at(name) for name in some])
+
+
+def belongs(name: str) -> bool:
+    """Whether a file is a dataset's own, by its path in the dataset."""
+    return name.startswith("_acavdl/") or _number_in(name) is not None
+
+
+def _number_in(name: str) -> int | None:
+    """Return the number of the shard that a file is of, by its path in the dataset."""
+    first, inside, _ = name.partition("/")
+    return _shard_of(first, folder=bool(inside))
 
 
 class _S3Staged(Staged):
@@ -486,6 +553,10 @@ class _SentStaged(Staged):
                 # Some can't rename over a file.
                 self._fs.rm_file(self._path)
             self._fs.mv(temporary, self._path)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                self._fs.rm_file(temporary)
+            raise
         finally:
             self._spool.close()
 

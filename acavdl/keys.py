@@ -5,7 +5,6 @@ All of them stand in `KEYS`: loader, ``acavdl init``, command line and messages 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class Key:
 
 
 def _number(value: Any, least: float, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e15:
         raise ValueError("a number")
     if kind is int and value != int(value):
         raise ValueError("a whole number")

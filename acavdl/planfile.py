@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -208,12 +208,14 @@ def _as_type(value: Any, kind: str) -> Any:
     if kind == "string":
         # A column of no one type, or of lists: what is no text is its JSON.
         return value if isinstance(value, str) else orjson.dumps(value).decode()
-    types: dict[str, Callable[[Any], Any]] = {"int64": int, "float64": float, "bool": bool}
-    try:
-        return types[kind](value)
-    except (TypeError, ValueError):
-        # A larger table, with other values, may extend the plan.
+    # A larger table, with other values, may extend the plan: what does not fit is null.
+    if kind == "bool":
+        return value if isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
+    if kind == "float64":
+        return float(value)
+    return int(value) if value == int(value) else None
 
 
 def by_video(clips: Iterable[Clip]) -> list[list[Clip]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from dask.delayed import delayed
 from acavdl.errors import EmptyTableError
 from acavdl.planfile import REJECTED, SCHEMA, SHARDS_PER_PART, Part, Plan, open_part, part_name
 from acavdl.readers import Columns, Piece, read_piece
-from acavdl.storage import Store
+from acavdl.storage import Store, shown
 from acavdl.tables import REJECTED_SCHEMA, WHOLE, clean
 
 #: Rows of a bucket, about; each thread holds one.
@@ -136,6 +136,7 @@ def make_plan(
     scratch: Path,
     before: Plan | None = None,
     extra: Mapping[str, str] | None = None,
+    clear: Callable[[], None] = lambda: None,
 ) -> Made:
     """Read the pieces of a table, and write the plan of its clips.
 
@@ -153,6 +154,8 @@ def make_plan(
         A plan to extend: its clips stay where they are, new ones become new shards.
     extra
         Types of the additional columns.
+    clear
+        Called when the table has turned out to be usable, before the plan is written.
 
     Raises
     ------
@@ -172,7 +175,10 @@ def make_plan(
         sources += [(store, part) for part in before.parts]
     ordered = _ordered(sources, columns, wanted, buckets, scratch)
     counted = _count(scratch, buckets, wanted, before.clips if before else 0)
-    rejected = _write_rejected(store, scratch, files)
+    if counted.clips:
+        clear()
+    name = REJECTED if before is None else f"_acavdl/rejected-{len(before.parts):05d}.parquet"
+    rejected = _write_rejected(store, name, scratch, files)
     totals = {name: int(ordered[name].sum()) for name in ("captions", "left_out", "planned")}
     totals["left_out"] += counted.left_out
     if not counted.clips and before is None:
@@ -198,7 +204,7 @@ def _bucket_count(rows: int, size: int) -> int:
 
 
 def _nothing(files: Sequence[str], rejected: _Rejected) -> str:
-    table = files[0] if len(files) == 1 else f"{files[0]} … ({len(files)} files)"
+    table = shown(files[0]) + (f" … ({len(files)} files)" if len(files) > 1 else "")
     if not rejected.examples:
         return f"{table} has no rows; expected is a row for each clip"
     first = rejected.examples[0]
@@ -321,8 +327,9 @@ def _order_bucket(frame: pd.DataFrame, scratch: Path, *, unique_videos: bool) ->
         # A video that is planned already has its one clip, whichever that is.
         old = np.logical_or.reduceat(table["file"].to_numpy() == _PLANNED, begins)
     kept = begins[~old]
-    captions, further = _merged_captions(table, _begins(table, _KEY), kept)
+    first, captions, further = _merged_captions(table, _begins(table, _KEY), kept)
     clips = table.take(pa.array(kept))
+    clips = clips.set_column(clips.column_names.index("caption"), "caption", first)
     of_video = np.searchsorted(videos, kept, side="right") - 1
     counts = np.bincount(of_video, minlength=len(videos))
     fresh = ~np.logical_or.reduceat(table["file"].to_numpy() == _PLANNED, videos)
@@ -364,9 +371,14 @@ def _begins(table: pa.Table, names: Sequence[str]) -> np.ndarray:
 
 def _merged_captions(
     table: pa.Table, begins: np.ndarray, kept: np.ndarray
-) -> tuple[pa.Array, np.ndarray]:
-    """Return the captions of clips that have several, and which rows gave a further one."""
+) -> tuple[pa.Array, pa.Array, np.ndarray]:
+    """Return the caption of each clip, all of clips that have several, and who gave a further one.
+
+    Nothing, and no text, is no caption where another row has one.
+    """
+    caption = table["caption"].take(pa.array(kept)).combine_chunks()
     lists: list[list[str] | None] = [None] * len(kept)
+    firsts: list[str | None] = [None] * len(kept)
     further = np.zeros(table.num_rows, dtype=bool)
     first = np.flatnonzero(begins)
     sizes = np.diff(np.r_[first, table.num_rows])
@@ -378,14 +390,17 @@ def _merged_captions(
     place = np.cumsum(is_kept) - 1
     for begin, size in zip(first[several].tolist(), sizes[several].tolist(), strict=True):
         texts = table["caption"].slice(begin, size).to_pylist()
-        found = dict.fromkeys(texts[:1])
-        for i, text in enumerate(texts[1:], begin + 1):
-            if text is not None and text not in found:
+        found: dict[str, None] = {}
+        for i, text in enumerate(texts, begin):
+            if text and text not in found:
                 found[text] = None
-                further[i] = True
+                further[i] = i > begin
+        firsts[place[begin]] = next(iter(found), None)
         if len(found) > 1:
-            lists[place[begin]] = [text for text in found if text is not None]
-    return pa.array(lists, pa.list_(pa.string())), further
+            lists[place[begin]] = list(found)
+    if len(several):
+        caption = pc.coalesce(pa.array(firsts, pa.string()), caption)
+    return caption, pa.array(lists, pa.list_(pa.string())), further
 
 
 def _reject_doubles(doubles: pa.Table, scratch: Path, bucket: int) -> None:
@@ -545,12 +560,12 @@ class _Rejected:
     examples: Sequence[Mapping[str, Any]]
 
 
-def _write_rejected(store: Store, scratch: Path, files: Sequence[str]) -> _Rejected:
-    """Gather the rejected rows into `REJECTED`; return their counts by reason, and the first."""
+def _write_rejected(store: Store, name: str, scratch: Path, files: Sequence[str]) -> _Rejected:
+    """Gather the rejected rows into a file; return their counts by reason, and the first."""
     counts: Counter[str] = Counter()
     examples: dict[str, list[Mapping[str, Any]]] = {}
-    names = np.array(files, dtype=object)
-    with store.stage(REJECTED) as staged:
+    names = np.array([shown(file) for file in files], dtype=object)
+    with store.stage(name) as staged:
         with pq.ParquetWriter(staged, _REJECTED_SCHEMA, compression="zstd") as writer:
             for found in _in_equal_parts(sorted(scratch.glob("rejected-*.parquet"))):
                 named = pa.array(names[found["file"].to_numpy()], pa.string())
@@ -562,8 +577,8 @@ def _write_rejected(store: Store, scratch: Path, files: Sequence[str]) -> _Rejec
                     if len(kept := examples.setdefault(reason, [])) < 2:
                         kept += table.slice(i, 1).to_pylist()
         staged.commit()
-    shown = sorted(itertools.chain.from_iterable(examples.values()), key=lambda row: row["row"])
-    return _Rejected(dict(counts.most_common()), shown)
+    first = sorted(itertools.chain.from_iterable(examples.values()), key=lambda row: row["row"])
+    return _Rejected(dict(counts.most_common()), first)
 
 
 def _in_equal_parts(paths: Iterable[Path]) -> Iterator[pa.Table]:

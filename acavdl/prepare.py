@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from acavdl.config import Config, IncrementalMode, TableOptions
-from acavdl.errors import UsageError
+from acavdl.errors import PlanMismatchError, UsageError
 from acavdl.ledger import check_manifest, plan_of, read_manifest, write_manifest
 from acavdl.models import RESERVED_KEYS
 from acavdl.planfile import Plan, check_plan
@@ -27,7 +27,7 @@ from acavdl.readers import (
     read_head,
 )
 from acavdl.settings import CONFIG_FILE, example
-from acavdl.storage import Store, input_size
+from acavdl.storage import Store, input_size, shown
 from acavdl.tables import find_columns
 
 #: Bytes of a table that takes long enough to say what is going on.
@@ -77,19 +77,26 @@ def prepare(
     AcavdlError
         For a table that can't be used, or a folder that holds something else.
     """
-    table = find_files(options.url_list, options.input_format)
+    table = _apart(find_files(options.url_list, options.input_format), store)
     columns = columns_of(table, options, config)
     source = {"table_sha256": table.digest(), **_settings(options, columns)}
     store.create()
     store.sweep()
-    if mode == "overwrite":
-        store.clear()
     manifest = read_manifest(store)
     before = None
-    if manifest is not None:
+    if manifest is None and (there := store.shards()):
+        raise PlanMismatchError(
+            f"{store} has files named like shards ({there[0]}, …) and no plan of them: use another "
+            "folder, or move them away"
+        )
+    overwritten = None if manifest is None or mode != "overwrite" else plan_of(manifest)
+    if manifest is not None and overwritten is None:
         plan = plan_of(manifest)
         expected = {**source, **config.fingerprint()}
-        if mode == "extend" and manifest["source"]["table_sha256"] != source["table_sha256"]:
+        found = manifest["source"]
+        if mode == "extend" and any(
+            found.get(name) != source[name] for name in ("table_sha256", "limit")
+        ):
             expected = {k: v for k, v in expected.items() if k not in ("table_sha256", "limit")}
             before = plan
         check_manifest(store, manifest, expected)
@@ -98,7 +105,7 @@ def prepare(
             return Prepared(plan, table, columns)
     size = sum(map(input_size, table.files))
     if size > _LARGE:
-        tell(f"Reading {table.url}: {size / 1e9:.1f} GB …")
+        tell(f"Reading {shown(table.url)}: {size / 1e9:.1f} GB …")
     with _scratch(tmp_dir) as scratch:
         pieces = find_pieces(table, columns, scratch, piece_rows)
         if size > _LARGE:
@@ -113,9 +120,20 @@ def prepare(
             scratch=scratch,
             before=before,
             extra=merged_kinds(pieces, columns) if before is None else before.extra,
+            clear=lambda: store.clear(len(overwritten.sizes)) if overwritten else None,
         )
-    write_manifest(store, made.plan, {"url_list": options.url_list, **source}, config)
+    write_manifest(store, made.plan, {"url_list": shown(options.url_list), **source}, config)
     return Prepared(made.plan, table, columns, made)
+
+
+def _apart(table: TableFiles, store: Store) -> TableFiles:
+    """Return the files of a table without those of the dataset, which may lie in its folder."""
+    files = tuple(name for name in table.files if not store.owns(name))
+    if not files:
+        raise UsageError(
+            f"{shown(table.url)} has the name of a shard in the output folder: use another folder"
+        )
+    return replace(table, files=files)
 
 
 def columns_of(table: TableFiles, options: TableOptions, config: Config) -> Columns:

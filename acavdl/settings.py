@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,7 +246,7 @@ def _default(key: Key) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def load_sampler(path: str) -> Callable[[list[int]], list[int]]:
+def load_sampler(path: str) -> Callable[[list[int]], Any]:
     """Return the function that `reading.sampler` names.
 
     Raises
@@ -254,11 +255,16 @@ def load_sampler(path: str) -> Callable[[list[int]], list[int]]:
         If there is none.
     """
     module, _, name = path.replace(":", ".").rpartition(".")
+    here = str(Path.cwd())
     try:
+        # A console script does not look in the folder that it is called in.
+        sys.path.insert(0, here)
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"reading.sampler: {path} can't be imported ({error})") from error
+    finally:
+        sys.path.remove(here)
     if not callable(found):
         raise UsageError(f"reading.sampler: {path} is not a function")
-    sampler: Callable[[list[int]], list[int]] = found
+    sampler: Callable[[list[int]], Any] = found
     return sampler

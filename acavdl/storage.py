@@ -14,7 +14,7 @@ import fsspec.core
 import fsspec.implementations.local
 
 from acavdl.errors import StorageError, UsageError
-from acavdl.filesystems import Staged, files_at, remote_errors, told
+from acavdl.filesystems import Staged, belongs, files_at, remote_errors, told
 
 #: The first bytes of what gzip packs (RFC 1952).
 _GZIP = b"\x1f\x8b"
@@ -123,7 +123,18 @@ def _input_told(
         yield
     except remote_errors(*kinds) as error:
         cause = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UsageError(f"cannot read {url}: {cause or type(error).__name__}") from error
+        cause = str(cause or type(error).__name__).replace(url, shown(url))
+        raise UsageError(f"cannot read {shown(url)}: {cause}") from error
+
+
+def shown(url: str) -> str:
+    """Return a URL as it may stand in files and logs: without user, password and query."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    place, slash, path = rest.partition("/")
+    path, mark, _ = path.partition("?")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}{'?…' if mark else ''}"
 
 
 class Store:
@@ -262,15 +273,30 @@ class Store:
         """
         self._files.remove(name)
 
-    def clear(self) -> None:
-        """Remove a dataset: the files of its shards and ``_acavdl``; others are left alone.
+    def owns(self, url: str) -> bool:
+        """Whether a file is one of the dataset's own, by its path or URL."""
+        root = f"{self.path('')}/"
+        return url.startswith(root) and belongs(url[len(root) :])
+
+    def shards(self) -> list[str]:
+        """Return the files and folders that have the names of shards.
+
+        Raises
+        ------
+        StorageError
+            If the file system doesn't tell.
+        """
+        return self._files.shards()
+
+    def clear(self, shards: int) -> None:
+        """Remove a dataset of so many shards, and its ``_acavdl``; other files are left alone.
 
         Raises
         ------
         StorageError
             If one can't be removed.
         """
-        self._files.clear()
+        self._files.clear(shards)
 
     def sweep(self) -> list[str]:
         """Remove what processes that are gone left half-written; return its names.

@@ -179,6 +179,18 @@ def test_settings_for_a_table_make_the_commands_short(online: Sandbox, tmp_path:
     assert (tmp_path / "dataset/00000.tar").exists()
 
 
+def test_what_goes_on_does_not_begin_anew() -> None:
+    from acavdl.cli import _going_on
+
+    assert _going_on(["run", "--incremental-mode", "overwrite", "--yes", "--limit", "3"]) == [
+        *("run", "--limit", "3")
+    ]
+    assert _going_on(["run", "--incremental-mode=overwrite"]) == ["run"]
+    assert _going_on(["run", "--incremental-mode", "extend"]) == [
+        *("run", "--incremental-mode", "extend")
+    ]
+
+
 def test_layouts_are_listed() -> None:
     done = call("presets")
     assert done.returncode == 0

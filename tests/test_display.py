@@ -273,7 +273,7 @@ def test_summary_says_what_there_is_and_what_is_missing() -> None:
     assert "3 rows of the table are not used" in text
     assert "2  bad_id" in text
     assert "t.csv, row 7: it is no id (nope)" in text
-    assert "all of them: s3://bucket/out/_acavdl/rejected.parquet" in text
+    assert "all of them: s3://bucket/out/_acavdl/rejected*.parquet" in text
     assert "2 shards are left for another run" in text
     assert "shard 00004 failed: OSError: disk full on 4" in text
     assert "shard 00005" not in text

@@ -101,16 +101,23 @@ def test_the_folder_is_made_and_nothing_is_left_of_the_probe(store: Store) -> No
 
 def test_a_dataset_is_cleared_and_the_rest_left(store: Store) -> None:
     ours = (
-        *("00000.tar", "00000.parquet", "00000_stats.json", "123456.tar"),
+        *("00000.tar", "00000.parquet", "00000_stats.json", "00006.tar"),
         *("_acavdl/run.json", "_acavdl/plan/part-00000.parquet", "00001/key.mp4"),
     )
-    theirs = ("notes.txt", "1.tar", "00000.txt", "video/00000.tar", "00000.tar.gz")
+    theirs = (
+        *("notes.txt", "1.tar", "00000.txt", "video/00000.tar", "00000.tar.gz"),
+        *("00007.tar", "20240131/thesis.tex"),
+    )
     for name in (*ours, *theirs):
         store.write(name, b"x")
-    store.clear()
+    assert store.shards() == sorted(
+        {name.split("/")[0] for name in ours if not name.startswith("_")}
+        | {"00007.tar", "20240131"}
+    )
+    store.clear(7)
     assert [name for name in ours if store.size(name) is not None] == []
     assert [name for name in theirs if store.size(name) is None] == []
-    store.clear()
+    store.clear(7)
 
 
 def test_a_file_is_removed(store: Store) -> None:
@@ -213,13 +220,14 @@ def test_a_profile_of_the_user(
         ("nosuch://a/b", "nosuch"),
         ("sftp://me:hunter2@host/a", "credentials do not belong into a URL"),
         ("s3://key:hunter2@bucket/a", "credentials do not belong into a URL"),
+        ("s3://AKIA:hun/ter2@bucket/a", "credentials do not belong into a URL"),
     ],
 )
 def test_urls_that_cannot_be_used(url: str, told: str) -> None:
     with pytest.raises(UsageError) as raised:
         Store(url)
     assert told in str(raised.value)
-    assert "hunter2" not in str(raised.value)
+    assert "ter2" not in str(raised.value)
 
 
 def test_a_bucket_that_is_not_there(bucket: str) -> None:

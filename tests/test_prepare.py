@@ -15,7 +15,7 @@ from acavdl.errors import EmptyTableError, PlanMismatchError, UsageError
 from acavdl.planfile import REJECTED
 from acavdl.prepare import Prepared, prepare, write_settings
 from acavdl.settings import load
-from acavdl.storage import Store
+from acavdl.storage import Store, shown
 
 ROWS = [(f"{i:011d}", i, i + 10, "text") for i in range(9)]
 HEADER = ("videoID", "start", "end", "label")
@@ -60,7 +60,8 @@ def test_the_plan_is_made_once_and_found_again(tmp_path: Path) -> None:
 )
 def test_other_settings_are_another_plan(tmp_path: Path, more: dict[str, Any], told: str) -> None:
     prepared(tmp_path, table(tmp_path))
-    for mode in ("incremental", "extend"):
+    # A larger limit is what extending is for.
+    for mode in ("incremental", "extend") if "limit" not in more else ("incremental",):
         with pytest.raises(PlanMismatchError) as raised:
             prepared(tmp_path, table(tmp_path), mode=mode, **more)
         assert told in str(raised.value)
@@ -182,3 +183,71 @@ def test_settings_for_a_table_of_no_known_layout(
         write_settings("vgg.csv", "out", force=True)
     write_settings("vgg.csv", "out", "vggsound", force=True)
     assert load(None).call["preset"] == "vggsound"
+
+
+# --- what is in the folder, and is not ours
+
+
+def test_files_that_are_named_like_shards_are_left_alone(tmp_path: Path) -> None:
+    """A dataset of another tool, or of a plan that was lost."""
+    (tmp_path / "out").mkdir()
+    for name in ("00000.tar", "00000.parquet", "20240131"):
+        path = tmp_path / "out" / name
+        path.mkdir() if name.isdigit() else path.write_bytes(b"precious")
+        for mode in ("incremental", "overwrite"):
+            with pytest.raises(PlanMismatchError, match=f"named like shards \\({name}"):
+                prepared(tmp_path, table(tmp_path), mode=mode)
+        assert path.exists()
+        path.rmdir() if name.isdigit() else path.unlink()
+
+
+def test_a_table_in_the_output_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    source = out / "clips.parquet"
+    frame = pd.DataFrame({"videoID": [row[0] for row in ROWS], "start": 0.0, "end": 1.0})
+    frame.to_parquet(source)
+    for _ in range(2):
+        # As a folder, too, whatever the dataset has put there meanwhile.
+        assert prepared(tmp_path, str(out)).plan.clips == 9
+        frame.to_parquet(out / "00000.parquet")
+    source.rename(out / "00001.parquet")
+    (out / "00000.parquet").unlink()
+    with pytest.raises(UsageError, match="has the name of a shard"):
+        prepared(tmp_path, str(out / "00001.parquet"), mode="overwrite")
+    assert (out / "00001.parquet").exists()
+
+
+def test_what_is_there_stays_until_the_new_table_is_usable(tmp_path: Path) -> None:
+    first = prepared(tmp_path, table(tmp_path))
+    (tmp_path / "out/00000.tar").write_bytes(b"precious")
+    with pytest.raises(EmptyTableError):
+        prepared(tmp_path, table(tmp_path, [("nope", 0, 1, "x")]), mode="overwrite")
+    assert (tmp_path / "out/00000.tar").exists()
+    assert prepared(tmp_path, table(tmp_path)).plan.parts == first.plan.parts
+
+
+def test_a_larger_limit_extends_the_plan(tmp_path: Path) -> None:
+    first = prepared(tmp_path, table(tmp_path), limit=3)
+    second = prepared(tmp_path, table(tmp_path), mode="extend", limit=6)
+    assert second.plan.clips == 6
+    assert second.plan.parts[0] == first.plan.parts[0]
+    full = prepared(tmp_path / "full", table(tmp_path), limit=6)
+    assert full.plan.clips == 6
+
+
+def test_rejected_rows_of_each_table_are_kept(tmp_path: Path) -> None:
+    prepared(tmp_path, table(tmp_path, [*ROWS, ("x", 0, 1, "")]))
+    prepared(tmp_path, table(tmp_path, [("b" * 11, 0, 1, ""), ("y", 0, 1, "")]), mode="extend")
+    kept = (tmp_path / "out/_acavdl").glob("rejected*.parquet")
+    values = {path.name: pd.read_parquet(path)["value"].tolist() for path in kept}
+    assert values == {"rejected.parquet": ["x, 0, 1"], "rejected-00001.parquet": ["y, 0, 1"]}
+
+
+def test_no_secret_of_a_table_is_recorded(tmp_path: Path) -> None:
+    assert shown("https://me:word@host:80/a/t.csv?X-Signature=s") == "https://host:80/a/t.csv?…"
+    assert shown("https://host/a@b.csv") == "https://host/a@b.csv"
+    assert shown("/a/b@c?.csv") == "/a/b@c?.csv"
+    with pytest.raises(UsageError) as raised:
+        prepared(tmp_path, "http://me:hunter2@127.0.0.1:9/t.csv?signature=hunter3")
+    assert "hunter" not in str(raised.value)
