@@ -120,9 +120,7 @@ def files_at(url: str, options: Mapping[str, Any]) -> Files:
     if not url or "::" in url:
         raise UsageError(f"output folder {url!r}: give the path or URL of a folder")
     scheme, separator, rest = url.partition("://")
-    place = rest.split("/")[0]
-    # A secret may hold slashes: what looks like a user's name is enough.
-    if separator and ("@" in place or not re.fullmatch(r"[^:]*(:\d+)?|\[.*\](:\d+)?", place)):
+    if separator and _holds_secret(rest.split("/")[0]):
         raise UsageError(
             f"output folder {scheme}://…: credentials do not belong into a URL, which ends up in "
             "files and logs; use storage.options or the environment"
@@ -140,6 +138,15 @@ def files_at(url: str, options: Mapping[str, Any]) -> Files:
     if set(_protocols(filesystem)) & _NOT_SHARED:
         raise UsageError(f"output folder {url}: not a place that workers can write to together")
     return RemoteFiles(filesystem, path)
+
+
+def _holds_secret(place: str) -> bool:
+    """Whether the place in a URL has a password, or the beginning of one: some hold slashes.
+
+    A name alone may stand before the host: SFTP's user, Azure's container.
+    """
+    user, _, host = place.rpartition("@")
+    return ":" in user or not re.fullmatch(r"[^:]*(:\d+)?|\[.*\](:\d+)?", host)
 
 
 class Staged(io.RawIOBase):

@@ -230,6 +230,18 @@ def test_urls_that_cannot_be_used(url: str, told: str) -> None:
     assert "ter2" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("place", "secret"),
+    [
+        *(("bucket", False), ("host:22", False), ("me@host:22", False), ("[::1]:80", False)),
+        ("container@account.dfs.core.windows.net", False),
+        *(("me:word@host", True), ("AKIA:sec", True), ("me:w@rd@host", True), ("host:x", True)),
+    ],
+)
+def test_what_looks_like_a_password_in_a_url(place: str, secret: bool) -> None:
+    assert filesystems._holds_secret(place) == secret
+
+
 def test_a_bucket_that_is_not_there(bucket: str) -> None:
     with pytest.raises(UsageError, match=r"cannot write .*s3://none-of-it/out.*not exist"):
         Store("s3://none-of-it/out").create()
