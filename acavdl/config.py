@@ -103,6 +103,9 @@ class Reading:
         worth; None = no limit.
     egress
         Whose address it is: each ``node`` has one of its own, or the ``cluster`` has one for all.
+    fetch
+        ``ranges``: the parts of media files that clips need, where those can be told; ``whole``:
+        whole files. The samples are the same.
     retries
         How often a transient failure (reset, 5xx, short body) is tried again within `timeout`.
     ytdlp
@@ -120,6 +123,7 @@ class Reading:
     sampler: str | None = None
     rate_limit: float | None = 300.0
     egress: Literal["node", "cluster"] = "node"
+    fetch: Literal["ranges", "whole"] = "ranges"
     retries: int = 2
     ytdlp: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -217,13 +221,15 @@ class Clipping:
     Parameters
     ----------
     precision
-        ``low``: a stream copy from the keyframe at or before the start.
+        ``low``: a copy from the keyframe at or before the start. ``editlist``: the same copy, with
+        an edit list that shows the span alone. ``keyframe_adjusted``: a copy from the first
+        keyframe in the span to the last. ``exact``: the span's frames, encoded anew.
     min_length, max_length
         Seconds; a longer span is split (`max_length_strategy` ``all``) or shortened (``first``),
         what is shorter is left out. None = any length.
     """
 
-    precision: Literal["low"] = "low"
+    precision: Literal["low", "editlist", "keyframe_adjusted", "exact"] = "low"
     min_length: float = 0.0
     max_length: float | None = None
     max_length_strategy: Strategy = "all"

@@ -1,4 +1,8 @@
-"""From media files to the members of a clip: an mp4 with picture and sound in sync, or sound alone.
+"""From media to the members of a clip: an mp4 with picture and sound in sync, or sound alone.
+
+What was chosen of an mp4 is copied without a library (`acavdl.remux`), or encoded anew
+(`acavdl.encode`). Whole files of any other kind are cut here, by PyAV: ``low`` at once, the other
+precisions out of the mp4 that ``low`` makes.
 
 ``low``: the copy begins on the keyframe at or before the requested start, so it plays everywhere
 without an edit list on the picture's side that hides frames; the true start is recorded. It ends
@@ -23,7 +27,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -35,9 +39,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acavdl.config import AudioRate
+from acavdl.encode import encode_clip
 from acavdl.errors import ClipError, Outcome
+from acavdl.media import Media, MemoryFile
 from acavdl.models import Cut
-from acavdl.mp4 import earliest_presentation_time, has_edit_list
+from acavdl.mp4 import BrokenError, earliest_presentation_time, has_edit_list
+from acavdl.pick import END_TOLERANCE, Chosen, choose_clips, closed_length
+from acavdl.remux import copy_clip, copy_sound, packets_file
 
 #: Seconds read before the start and past the end, and frames read at the beginning, to see all that
 #: are shown before the last one or the first one decoded: H.264 reorders over 16 frames at most
@@ -52,8 +60,8 @@ _SOUND_FORMATS = f"{_FORMATS},mp3,flac,wav"
 _HEAD_BYTES = 1 << 20
 #: Seconds of sound read before the first frame: more than the pre-roll of any codec here.
 _AUDIO_MARGIN = Fraction(1, 2)
-#: A clip may end this much (seconds) beyond its video: tables round times to whole seconds.
-END_TOLERANCE = 1.0
+#: Seconds beyond the end of a clip in which a keyframe is looked for.
+_KEYFRAME_SECONDS = 0.001
 #: Seconds of sound that a decoder needs before it is right: Opus predicts from what came before
 #: (RFC 7845, 4.6). For others the packet before is enough (AAC's windows overlap by half; ISO/IEC
 #: 14496-3).
@@ -73,17 +81,80 @@ _AAC_BITRATE = 64_000
 _USUAL_RATE = 48_000
 
 
-def cut_clip(
-    files: Sequence[Path],
-    start: float | None,
-    end: float | None,
-    formats: Mapping[str, str],
-    rate: AudioRate,
-) -> Cut:
-    """Make the members that `formats` (`Output.encode_formats`) names; see the functions below."""
-    if "video" in formats:
-        return cut_low(files, start, end, sound_apart="audio" in formats)
-    return cut_sound(files[-1], start, end, formats["audio"], rate)
+@dataclass(frozen=True)
+class CutForm:
+    """How clips are made: `Output.encode_formats`, what sound becomes, and the precision."""
+
+    formats: Mapping[str, str]
+    rate: AudioRate = field(default_factory=AudioRate)
+    precision: str = "low"
+
+    @property
+    def around(self) -> Fraction:
+        """Seconds of sound that are needed beyond both ends of a clip."""
+        decoded = "video" not in self.formats and self.formats["audio"] != "m4a"
+        return _AUDIO_MARGIN if decoded else Fraction(0)
+
+
+def cut_chosen(chosen: Chosen, picture: Media, sound: Media, form: CutForm) -> Cut:
+    """Make the members of a clip of what was chosen and loaded (see `acavdl.pick`).
+
+    Parameters
+    ----------
+    picture, sound
+        What it was chosen from.
+
+    Raises
+    ------
+    ClipError
+        ``corrupt`` for frames or sound that are none, else as `cut_sound`.
+    """
+    apart = "audio" in form.formats
+    try:
+        if chosen.frames is not None:
+            make = encode_clip if form.precision == "exact" else copy_clip
+            return make(chosen, picture, sound, sound_apart=apart)
+        if form.formats["audio"] == "m4a":
+            cut = copy_sound(chosen, sound)
+            _refuse_short(chosen.span[0], _exactly(cut.actual_end), chosen.span[1])
+            return cut
+        data, first = packets_file(chosen, sound)
+    except (BrokenError, OverflowError) as error:
+        raise ClipError(Outcome.CORRUPT, str(error)) from error
+    with _errors_as_outcomes(), _open(io.BytesIO(data), _SOUND_FORMATS) as container:
+        track = _Track(container, container.streams.audio[0], -first)
+        return _decoded(track, *chosen.span, form.formats["audio"], form.rate)
+
+
+def cut_files(files: Sequence[Path], start: float | None, end: float | None, form: CutForm) -> Cut:
+    """Make the members of a clip of whole files: the picture's and the sound's, or one of both.
+
+    A whole video (no `start`) is copied, whatever the precision.
+
+    Raises
+    ------
+    ClipError
+        As the functions below.
+    """
+    if "video" not in form.formats:
+        return cut_sound(files[-1], start, end, form.formats["audio"], form.rate)
+    apart = "audio" in form.formats
+    if start is None or end is None or form.precision == "low":
+        return cut_low(files, start, end, sound_apart=apart)
+    # A keyframe right at the end counts, if it is the adjusted one.
+    low = cut_low(files, start, end + _KEYFRAME_SECONDS, sound_apart=False)
+    begin = _exactly(low.actual_start)
+    media = Media(MemoryFile(low.main))
+    span = max(Fraction(0), _exactly(start) - begin), _exactly(end) - begin
+    (chosen,) = choose_clips(media, media, [span], form.precision)
+    if isinstance(chosen, ClipError):
+        raise ClipError(chosen.outcome, f"{chosen.detail} (counted from {float(begin):.3f} s on)")
+    cut = cut_chosen(chosen, media, media, form)
+    return replace(
+        cut,
+        actual_start=float(begin + _exactly(cut.actual_start)),
+        actual_end=float(begin + _exactly(cut.actual_end)),
+    )
 
 
 def cut_low(
@@ -162,8 +233,9 @@ def _errors_as_outcomes() -> Iterator[None]:
         raise ClipError(Outcome.CORRUPT, f"{type(error).__name__}: {error}") from error
 
 
-def _open(path: Path, formats: str = _FORMATS) -> Any:
-    return av.open(str(path), options={"format_whitelist": formats})
+def _open(file: Path | io.BytesIO, formats: str = _FORMATS) -> Any:
+    name = str(file) if isinstance(file, Path) else file
+    return av.open(name, options={"format_whitelist": formats})
 
 
 def _track(container: Any, stream: Any, path: Path) -> _Track:
@@ -311,37 +383,13 @@ def _video_packets(track: _Track, start: Fraction, end: Fraction | float) -> lis
     if not packets:
         raise ClipError(Outcome.CLIP_OUT_OF_RANGE, f"no picture at {float(start):.3f} s")
     begin = track.seconds(packets[0].pts)
-    if begin >= end:
+    if begin >= end or begin > start + Fraction(END_TOLERANCE):
         raise ClipError(Outcome.CLIP_OUT_OF_RANGE, f"the picture begins at {float(begin):.3f} s")
     # Frames that lead an open group of pictures need the one before: they are not shown.
     shown = [packet for packet in packets if packet.pts >= packets[0].pts]
-    return shown[: closed_length([packet.pts for packet in shown], end / track.stream.time_base)]
-
-
-def closed_length(times: Sequence[int], end: float | Fraction) -> int:
-    """Return how many frames to keep so that all before `end` are there and none is missing.
-
-    Parameters
-    ----------
-    times
-        Presentation times of frames in decode order; the first is the smallest.
-    end
-        The exclusive end, in the same unit.
-
-    Returns
-    -------
-    int
-        The least n so that the first n frames hold every time before `end`, and are the n
-        earliest of all: frames that a kept frame was coded after come with it.
-    """
-    in_order = sorted(times)
-    needed = max(1, sum(time < end for time in times))
-    latest = times[0]
-    for count, time in enumerate(times, start=1):
-        latest = max(latest, time)
-        if count >= needed and latest == in_order[count - 1]:
-            return count
-    return len(times)
+    times = np.array([packet.pts for packet in shown], np.int64)
+    until = times.max() + 1 if end == math.inf else math.ceil(end / track.stream.time_base)
+    return shown[: closed_length(times, until)]
 
 
 def _audio_packets(track: _Track, first: Fraction, stop: Fraction | float) -> list[Any]:

@@ -1,12 +1,14 @@
-"""Media files over HTTP: whole files in bounded ranges, with retries, inside the budget."""
+"""Media over HTTP: whole files and parts of files, in bounded ranges, with retries and budgets."""
 
 from __future__ import annotations
 
+import functools
+import io
 import re
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import urllib3
 import urllib3.exceptions
@@ -14,6 +16,7 @@ import urllib3.exceptions
 from acavdl.budget import Budget, back_off
 from acavdl.errors import ClipError, Outcome
 from acavdl.models import Stream
+from acavdl.mp4 import Want
 from acavdl.net import Network
 
 #: Larger ranges are throttled by the site (yt-dlp's own downloader asks for as much).
@@ -34,6 +37,10 @@ class _TransientError(Exception):
         self.detail = detail
 
 
+class NoRangesError(Exception):
+    """The origin ignores ranges: the file is to be had as a whole alone."""
+
+
 def fetch_file(
     network: Network, stream: Stream, headers: Mapping[str, str], path: Path, retries: int
 ) -> int:
@@ -46,21 +53,128 @@ def fetch_file(
     ClipError
         With the outcome; ``timeout`` when the thread's budget ends first.
     """
-    tries = 0
     with path.open("wb") as file:
-        while True:
-            try:
-                _fetch_rest(network, stream, headers, file)
-                return file.tell()
-            except _TransientError as error:
-                tries += 1
-                failed = ClipError(error.outcome, f"{error.detail} (after {tries} tries)")
-            if tries <= retries:
-                back_off(tries)
-            if _budget_exceeded():
-                raise ClipError(Outcome.TIMEOUT, f"timed out: {failed.detail}")
-            if tries > retries:
-                raise failed
+        _persist(lambda: _fetch_rest(network, stream, headers, file), retries)
+        return file.tell()
+
+
+class RemoteFile:
+    """A file behind a URL, of which parts are fetched and kept in memory.
+
+    Parameters
+    ----------
+    retries
+        Tries again, for each part, after what may pass.
+
+    Attributes
+    ----------
+    size : int or None
+        Bytes of the whole file, once the origin has told.
+    """
+
+    def __init__(
+        self, network: Network, stream: Stream, headers: Mapping[str, str], retries: int
+    ) -> None:
+        self._network = network
+        self._stream = stream
+        self._headers = headers
+        self._retries = retries
+        self.size: int | None = None
+        #: Parts by their beginnings; none overlaps another.
+        self._parts: dict[int, bytes] = {}
+
+    def load(self, wants: Iterable[Want]) -> None:
+        """Fetch what is missing of some ranges, as far as the file goes.
+
+        Raises
+        ------
+        ClipError
+            As `fetch_file` does.
+        NoRangesError
+            If the origin sends the whole file instead.
+        """
+        for want in wants:
+            for start, stop in self._missing(want):
+                part = io.BytesIO()
+                attempt = functools.partial(
+                    _fetch_part, self._network, self._stream, self._headers, Want(start, stop), part
+                )
+                size = _persist(attempt, self._retries)
+                self.size = self.size if size is None else size
+                if part.tell():
+                    self._parts[start] = part.getvalue()
+
+    def _missing(self, want: Want) -> Iterator[tuple[int, int]]:
+        at = want.start
+        stop = want.stop if self.size is None else min(want.stop, self.size)
+        for start in sorted(self._parts):
+            if start >= stop:
+                break
+            if start > at:
+                yield at, start
+            at = max(at, start + len(self._parts[start]))
+        if at < stop:
+            yield at, stop
+
+    def read(self, start: int, stop: int) -> bytes | memoryview:
+        """Return bytes that were loaded; fewer where they are not there."""
+        pieces = []
+        for begin in sorted(self._parts):
+            data = self._parts[begin]
+            if begin <= start < min(stop, begin + len(data)):
+                pieces.append(memoryview(data)[start - begin : stop - begin])
+                start += len(pieces[-1])
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+_Result = TypeVar("_Result")
+
+
+def _persist(attempt: Callable[[], _Result], retries: int) -> _Result:
+    """Try again, at most `retries` times, while failures may pass and there is time."""
+    tries = 0
+    while True:
+        try:
+            return attempt()
+        except _TransientError as error:
+            tries += 1
+            failed = ClipError(error.outcome, f"{error.detail} (after {tries} tries)")
+        if tries <= retries:
+            back_off(tries)
+        if _budget_exceeded():
+            raise ClipError(Outcome.TIMEOUT, f"timed out: {failed.detail}")
+        if tries > retries:
+            raise failed
+
+
+def _fetch_part(
+    network: Network, stream: Stream, headers: Mapping[str, str], want: Want, part: BinaryIO
+) -> int | None:
+    """Fetch what `part` lacks of a range; return the size of the file, if it is told."""
+    url, total = stream.url, None
+    while (start := want.start + part.tell()) < want.stop:
+        stop = min(start + CHUNK_BYTES, want.stop)
+        wanted = {**headers, "Range": f"bytes={start}-{stop - 1}"}
+        answer, url = _open(network, url, stream.url, wanted)
+        try:
+            if answer.status == 416:
+                # The file does not go so far.
+                return total
+            if answer.status not in (200, 206):
+                raise _status_error(answer.status, answer.reason)
+            _refuse_page(answer)
+            if answer.status == 200:
+                raise NoRangesError
+            end, total = _stop_and_total(answer, start)
+            if end > stop:
+                raise _TransientError(Outcome.NETWORK, "the answer is not the range asked for")
+            _copy(answer, part, end - start)
+            if end < stop:
+                # The file ends here.
+                return total
+        finally:
+            _finish(answer)
+    return total
 
 
 def _fetch_rest(

@@ -283,6 +283,13 @@ KEYS: tuple[Key, ...] = (
         _one_of("node", "cluster"),
         "Whose address the rate counts for: node, or cluster (one NAT for all).",
     ),
+    Key(
+        "reading.fetch",
+        "reading",
+        "fetch",
+        _one_of("ranges", "whole"),
+        "ranges: the bytes that clips need; whole: whole files.",
+    ),
     Key("reading.retries", "reading", "retries", _tries, "Tries again after what may pass."),
     Key("reading.ytdlp", "reading", "ytdlp", _options, "Options handed to yt-dlp."),
     Key(
@@ -334,7 +341,13 @@ KEYS: tuple[Key, ...] = (
         _count,
         "Shards handed to Dask at a time.",
     ),
-    Key(f"{_ARGS}.precision", "clipping", "precision", _one_of("low"), "How a clip is cut."),
+    Key(
+        f"{_ARGS}.precision",
+        "clipping",
+        "precision",
+        _one_of("low", "editlist", "keyframe_adjusted", "exact"),
+        "How a clip is cut; see the documentation.",
+    ),
     Key(f"{_ARGS}.min_length", "clipping", "min_length", _not_negative, "Least seconds of a clip."),
     Key(f"{_ARGS}.max_length", "clipping", "max_length", _unlimited, "Most seconds of a clip."),
     Key(

@@ -177,9 +177,9 @@ class Cut:
 class ClipResult:
     """How one planned clip ended; `cut` is None unless `outcome` is OK.
 
-    `seconds` maps a stage to wall seconds, `bytes_fetched` and `requests` count what the video
-    cost (on the first of its clips; 0 on the others, so that sums are right). `info` and
-    `subtitles` are None where they are not wanted.
+    `seconds` maps a stage to wall seconds, and ``<stage>_cpu`` to those of CPU. `bytes_fetched` and
+    `requests` count what the video cost (on the first of its clips; 0 on the others, so that sums
+    are right). `info` and `subtitles` are None where they are not wanted.
     """
 
     clip: Clip

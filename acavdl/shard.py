@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import itertools
 import logging
+import os
 import socket
 import tempfile
 import threading
@@ -14,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,15 +27,19 @@ from distributed import get_worker
 
 from acavdl.budget import Budget, cancel_all
 from acavdl.config import CaptionFrom, Clipping, Config, Reading
-from acavdl.cut import cut_clip
+from acavdl.cut import CutForm, cut_chosen, cut_files
 from acavdl.errors import ClipError, Outcome, Retry, StorageError
-from acavdl.fetch import fetch_file
+from acavdl.fetch import NoRangesError, RemoteFile, fetch_file
 from acavdl.governor import wait_for_lease
 from acavdl.ledger import Published, published, shard_name
-from acavdl.models import Clip, ClipResult, Line, ShardReport, Source
+from acavdl.media import File, LocalFile, Media
+from acavdl.models import Clip, ClipResult, Cut, Line, ShardReport, Source, Stream
+from acavdl.mp4 import BrokenError, UnsupportedError
 from acavdl.net import Network
+from acavdl.pick import Chosen, Span, choose_clips, choose_sound
 from acavdl.planfile import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
+from acavdl.remux import is_copied
 from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube
 from acavdl.spans import split_span
 from acavdl.storage import Store
@@ -291,6 +298,8 @@ class _Maker:
         self._egress = "cluster" if self._reading.egress == "cluster" else socket.gethostname()
         self._network = Network(self._reading.ytdlp.get("proxy"))
         self._resolver = Resolver(self._network, self._reading, job.config.output.encode_formats)
+        config = job.config
+        self._form = CutForm(config.output.encode_formats, config.audio, config.clipping.precision)
         self._folder = tempfile.TemporaryDirectory(prefix="acavdl-", dir=job.tmp_dir)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="video")
 
@@ -333,7 +342,7 @@ class _Maker:
                     budget.extend(self._reading.timeout * max(0, len(wanted) - len(clips)))
                 _wait_until(source.available_at, budget)
                 with _timed(seconds, "fetch"):
-                    files = self._fetch(source, folder)
+                    cuts = self._fetch(source, wanted, folder)
             except ClipError as error:
                 failed = _in_time(error, budget)
                 # A refused media URL may have expired: one fresh extraction tells.
@@ -359,7 +368,10 @@ class _Maker:
             seconds=seconds,
         )
         with _timed(seconds, "cut"):
-            return [self._cut(replace(made, clip=clip), files, budget) for clip in wanted]
+            return [
+                _with_cut(replace(made, clip=clip), cut, budget)
+                for clip, cut in zip(wanted, cuts, strict=True)
+            ]
 
     def _wanted(self, clips: Sequence[Clip], source: Source) -> Sequence[Clip]:
         """Return the clips to make, with what the extraction says of them.
@@ -382,27 +394,111 @@ class _Maker:
         if _stopping.is_set():
             raise StoppedError
 
-    def _cut(self, made: ClipResult, files: Sequence[Path], budget: Budget) -> ClipResult:
-        """Return `made` with its cut, or with what came in its way."""
-        if budget.exceeded:
-            return replace(made, outcome=Outcome.TIMEOUT, detail="no time was left for the cut")
-        clip, config = made.clip, self._job.config
-        formats, rate = config.output.encode_formats, config.audio
-        try:
-            return replace(made, cut=cut_clip(files, clip.start, clip.end, formats, rate))
-        except ClipError as error:
-            return replace(made, outcome=error.outcome, detail=error.detail)
+    def _fetch(
+        self, source: Source, clips: Sequence[Clip], folder: Path
+    ) -> Sequence[Callable[[], Cut]]:
+        """Fetch what the clips of a video need; return, for each, what makes its cut of that.
 
-    def _fetch(self, source: Source, folder: Path) -> list[Path]:
-        files = []
-        for number, stream in enumerate(source.streams):
-            if stream.path is not None:
-                files.append(Path(stream.path))
-                continue
-            path = folder / f"{number}.{stream.container or 'media'}"
-            fetch_file(self._network, stream, source.headers, path, self._reading.retries)
-            files.append(path)
-        return files
+        Parts of the files where those can be told, else all of them.
+        """
+        spans = _spans(clips)
+        if spans is not None and self._reading.fetch == "ranges" and _in_parts(source):
+            with contextlib.suppress(UnsupportedError, BrokenError, NoRangesError):
+                return self._cuts(
+                    [self._part(source, stream) for stream in source.streams], source, spans
+                )
+        files = [self._file(source, stream, folder) for stream in source.streams]
+        if spans is not None:
+            with contextlib.suppress(UnsupportedError, BrokenError):
+                return self._cuts([LocalFile(file) for file in files], source, spans)
+        return [
+            functools.partial(cut_files, files, clip.start, clip.end, self._form) for clip in clips
+        ]
+
+    def _part(self, source: Source, stream: Stream) -> File:
+        if stream.path is not None:
+            return LocalFile(Path(stream.path))
+        return RemoteFile(self._network, stream, source.headers, self._reading.retries)
+
+    def _file(self, source: Source, stream: Stream, folder: Path) -> Path:
+        if stream.path is not None:
+            return Path(stream.path)
+        # Two streams may be alike in all but their URLs.
+        handle, name = tempfile.mkstemp(suffix=f".{stream.container or 'media'}", dir=folder)
+        os.close(handle)
+        fetch_file(self._network, stream, source.headers, Path(name), self._reading.retries)
+        return Path(name)
+
+    def _cuts(
+        self, files: Sequence[File], source: Source, spans: Sequence[Span]
+    ) -> Sequence[Callable[[], Cut]]:
+        """Load what spans take of one or two files, and return what makes the cuts.
+
+        Raises
+        ------
+        UnsupportedError, BrokenError
+            If it can't be told: then whole files are needed.
+        """
+        opened = [
+            Media(file, _head_size(stream, source.duration))
+            for file, stream in zip(files, source.streams, strict=True)
+        ]
+        picture, sound, form = opened[0], opened[-1], self._form
+        pictures = "video" in form.formats
+        if not is_copied(sound, video=False) or (pictures and not is_copied(picture, video=True)):
+            raise UnsupportedError("codecs that are not copied")
+        if pictures:
+            found = choose_clips(picture, sound, spans, form.precision)
+        else:
+            found = choose_sound(sound, spans, form.around)
+        return [functools.partial(_made, each, picture, sound, form) for each in found]
+
+
+def _spans(clips: Sequence[Clip]) -> list[Span] | None:
+    """Return starts and ends in seconds; None if a clip is a whole video."""
+    found = [
+        (Fraction(clip.start_ms, 1000), Fraction(clip.end_ms, 1000))
+        for clip in clips
+        if clip.start_ms is not None and clip.end_ms is not None
+    ]
+    return found if len(found) == len(clips) else None
+
+
+#: Containers that parts can be told of, by yt-dlp's names.
+_PARTS = ("mp4", "m4a", "m4v", "mov")
+
+
+def _in_parts(source: Source) -> bool:
+    return all(stream.path or stream.container in _PARTS for stream in source.streams)
+
+
+def _head_size(stream: Stream, duration: float | None) -> int:
+    """Return how many bytes to read first: about what a file's tables take.
+
+    Fragments of picture last 5 s on the site and those of sound 10 s, with 12 bytes each in the
+    index. The table of a progressive file has 8 to 16 bytes a frame, and 4 a packet of sound.
+    """
+    if duration is None:
+        return 1 << 16
+    if stream.video_codec and stream.audio_codec:
+        return 4096 + round(600 * duration)
+    return 1024 + round(13 * duration / (5 if stream.video_codec else 10))
+
+
+def _made(chosen: Chosen | ClipError, picture: Media, sound: Media, form: CutForm) -> Cut:
+    if isinstance(chosen, ClipError):
+        raise chosen
+    return cut_chosen(chosen, picture, sound, form)
+
+
+def _with_cut(made: ClipResult, cut: Callable[[], Cut], budget: Budget) -> ClipResult:
+    """Return `made` with its cut, or with what came in its way."""
+    if budget.exceeded:
+        return replace(made, outcome=Outcome.TIMEOUT, detail="no time was left for the cut")
+    try:
+        return replace(made, cut=cut())
+    except ClipError as error:
+        return replace(made, outcome=error.outcome, detail=error.detail)
 
 
 def _needed(config: Config) -> Reading:
@@ -471,12 +567,14 @@ def _in_order(
 
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the wall seconds of the block to its stage."""
-    begun = time.monotonic()
+    """Add the seconds of the block to its stage: of the wall clock, and of this thread's CPU."""
+    begun, cpu_begun = time.monotonic(), time.thread_time()
     try:
         yield
     finally:
-        seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - begun
+        spent = {stage: time.monotonic() - begun, f"{stage}_cpu": time.thread_time() - cpu_begun}
+        for name, value in spent.items():
+            seconds[name] = seconds.get(name, 0.0) + value
 
 
 def _wait_until(available_at: float | None, budget: Budget) -> None:

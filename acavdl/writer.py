@@ -63,12 +63,18 @@ SCHEMA = pa.schema(
         ("resolve_seconds", pa.float64()),
         ("fetch_seconds", pa.float64()),
         ("cut_seconds", pa.float64()),
+        ("resolve_cpu_seconds", pa.float64()),
+        ("fetch_cpu_seconds", pa.float64()),
+        ("cut_cpu_seconds", pa.float64()),
         ("finished_at", pa.timestamp("ms", tz="UTC")),
         ("host", pa.string()),
         ("yt_dlp", pa.string()),
     ]
 )
 
+
+#: What seconds are counted of, on the wall clock and of the CPU.
+_STAGES = tuple(f"{stage}{kind}" for kind in ("", "_cpu") for stage in ("resolve", "fetch", "cut"))
 
 #: Top-level keys of the JSON that no additional column may take.
 _RESERVED = frozenset(
@@ -343,7 +349,7 @@ def row_of(
         "bytes_fetched": result.bytes_fetched,
         "requests": result.requests,
         "attempts": result.attempts,
-        **{f"{stage}_seconds": result.seconds.get(stage) for stage in ("resolve", "fetch", "cut")},
+        **{f"{stage}_seconds": result.seconds.get(stage) for stage in _STAGES},
         "finished_at": finished_at_ms,
         "host": finished.host,
         "yt_dlp": finished.yt_dlp,

@@ -89,6 +89,7 @@ def test_what_changes_samples_or_shards_changes_the_fingerprint(
     [
         ("reading", {"timeout": 5.0}),
         ("reading", {"retries": 9}),
+        ("reading", {"fetch": "whole"}),
         ("reading", {"sampler": "some.function"}),
         ("reading", {"egress": "cluster"}),
         ("reading", {"rate_limit": None}),
@@ -114,7 +115,7 @@ def test_every_setting_is_known_to_matter_or_not() -> None:
     }
     matters = {name for name, _ in BASE.fingerprint().items()}
     assert {name for _, name in names} - matters == {
-        *("timeout", "retries", "sampler", "ytdlp", "rate_limit", "egress"),
+        *("timeout", "retries", "sampler", "ytdlp", "rate_limit", "egress", "fetch"),
         *("processes_count", "thread_count", "subjob_size", "max_shard_retry", "options"),
         *("enable_wandb", "wandb_project"),
     }
@@ -249,8 +250,8 @@ def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
         ("incremental_mode: append", "must be incremental or extend or overwrite, not 'append'"),
         ("subsampling: {FrameSubsampler: {args: {}}}", "subsampling.FrameSubsampler is not supp"),
         (
-            "subsampling: {ClippingSubsampler: {args: {precision: exact}}}",
-            "precision must be low, not 'exact'",
+            "subsampling: {ClippingSubsampler: {args: {precision: rough}}}",
+            "precision must be low or editlist or keyframe_adjusted or exact, not 'rough'",
         ),
         ("output_format: parquet", "output_format must be webdataset or files (webdataset's own"),
         ("output_format: dummy", "must be webdataset or files, not 'dummy'"),
@@ -264,7 +265,7 @@ def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
         ("distribution: {distributor_args: {}}", "distributor_args is not supported"),
         ("reading: {dataloader_args: {}}", "dataloader_args is not supported (acavdl reads tables"),
         ("stage: subset", "stage is not supported"),
-        ("reading: {fetch: ranges}", "reading.fetch is not supported (not yet: whole files"),
+        ("reading: {fetch: parts}", "reading.fetch must be ranges or whole, not 'parts'"),
         ("distribution: {slurm: {account: x}}", "distribution.slurm is not supported (not yet"),
         ("a: [", "is no YAML"),
         ("a: \x00", "is no YAML"),

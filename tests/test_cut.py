@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from acavdl import cut
 from acavdl.config import AudioRate
-from acavdl.cut import END_TOLERANCE, closed_length, cut_clip, cut_low, cut_sound
+from acavdl.cut import CutForm, cut_files, cut_low, cut_sound
 from acavdl.errors import ClipError, Outcome
 from acavdl.models import Cut
+from acavdl.pick import END_TOLERANCE, closed_length
 from acavdl.sandbox.media import DEMO_MASTERS, Master, MasterSpec, keyframes, make_masters
 from acavdl.sandbox.probe import probe
 
@@ -332,8 +333,8 @@ def test_sound_that_is_no_aac_is_encoded_into_the_m4a() -> None:
 def test_m4a_beside_the_mp4_is_its_sound(pair: tuple[int, ...]) -> None:
     given_files = files("m30", *pair)
     for start, end in ((6.1, 7.3), (None, None)):
-        alone = cut_clip(given_files, start, end, {"video": "mp4"}, AS_IT_IS)
-        made = cut_clip(given_files, start, end, {"video": "mp4", "audio": "m4a"}, AS_IT_IS)
+        alone = cut_files(given_files, start, end, CutForm({"video": "mp4"}))
+        made = cut_files(given_files, start, end, CutForm({"video": "mp4", "audio": "m4a"}))
         assert list(made.members) == ["mp4", "m4a"]
         assert made == replace(alone, members=made.members)
         assert made.main == alone.main
@@ -873,7 +874,7 @@ def test_damaged_sound_ends_as_an_outcome(
 )
 def test_closed_length_is_the_shortest_closed_run(order: list[int], end: int) -> None:
     times = [min(order), *(time for time in order if time != min(order))]
-    found = closed_length(times, end)
+    found = closed_length(np.array(times), end)
 
     def closed(count: int) -> bool:
         kept, rest = times[:count], times[count:]

@@ -178,10 +178,11 @@ def test_parquet_tells_the_truth_about_the_samples(made: Made) -> None:
 def test_one_extraction_serves_all_clips_of_a_video(made: Made) -> None:
     ok = made.rows[(made.rows["outcome"] == "ok") & (made.rows["attempts"] == 1)]
     ordinary = ok[[parse(video).fault is None for video in ok["video_id"]]]
-    costs = ordinary.groupby("video_id")["requests"].sum()
+    costs = ordinary.groupby("video_id").agg(requests=("requests", "sum"), clips=("key", "size"))
     assert len(costs) == 24
-    # A page, a player's answer, and one range of each file (all are below 10 MiB).
-    assert costs.between(3, 4).all()
+    # A page, a player's answer, and of each file its head, and a range for each clip at most.
+    assert (costs["requests"] >= 4).all()
+    assert (costs["requests"] <= 2 + 2 * (1 + costs["clips"])).all()
 
 
 def test_stats_are_the_references_and_match(made: Made) -> None:

@@ -186,13 +186,13 @@ def test_costs_of_a_dead_video_stand_in_one_row(online: Sandbox, tmp_path: Path)
 def test_time_that_is_up_before_the_cut_is_a_timeout(
     online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = shard.cut_clip
+    begin = shard.cut_chosen
 
     def slowly(*args: Any) -> Cut:
         time.sleep(3.0)
         return begin(*args)
 
-    monkeypatch.setattr(shard, "cut_clip", slowly)
+    monkeypatch.setattr(shard, "cut_chosen", slowly)
     hasty = Config(Reading(timeout=1.5, rate_limit=None), distribution=Distribution(thread_count=1))
     name = video_id(1, master="m60")
     url = f"https://www.youtube.com/watch?v={name}"
@@ -414,7 +414,7 @@ def test_lines_become_clips(online: Sandbox, tmp_path: Path) -> None:
         assert shown.first_frame == round(sample["cut"]["actual_start"] * 60)
     # One extraction, one file of each kind, and its costs in one row.
     asked = online.stats().videos[name]
-    assert (asked["page"], asked["player"], asked["subtitles"], asked["media"]) == (1, 1, 1, 2)
+    assert (asked["page"], asked["player"], asked["subtitles"], asked["media"]) == (1, 1, 1, 4)
     assert (made.rows["requests"] > 0).tolist() == [True, *[False] * 5, True]
 
 
@@ -501,13 +501,13 @@ def test_each_line_has_its_time(
     online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A video of many lines may take longer than a clip, and the sum of theirs at most."""
-    begin = shard.cut_clip
+    begin = shard.cut_chosen
 
     def slowly(*args: Any) -> Cut:
         time.sleep(0.6)
         return begin(*args)
 
-    monkeypatch.setattr(shard, "cut_clip", slowly)
+    monkeypatch.setattr(shard, "cut_chosen", slowly)
     reading = replace(READING, timeout=2.0)
     made = make(tmp_path, [whole(video_id(1, master="m60"))], lines=True, reading=reading)
     assert made.rows["outcome"].tolist() == ["ok"] * 6
