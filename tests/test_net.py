@@ -140,6 +140,48 @@ def test_proxy_password_stays_outside_of_the_tunnel(
 
 
 @pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("/a/1.2/x.mp4?e=1%2f2&n=..", "/a/1.2/x.mp4?e=1%2f2&n=.."),
+        ("/", "/"),
+        ("", "/"),
+        ("?e=/a", "/?e=/a"),
+        ("/a/../b", "/b"),
+        ("/a b", "/a%20b"),
+        ("/\N{LATIN SMALL LETTER U WITH DIAERESIS}", "/%C3%BC"),
+        ("/a?b#c", "/a?b"),
+    ],
+)
+def test_an_address_is_asked_for_as_it_is_or_quoted(
+    asked: str, sent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = Authority()
+    context = server_context(authority.leaf(("rr1.googlevideo.com",)), tmp_path)
+    (tmp_path / "ca.pem").write_bytes(authority.certificate)
+
+    def tunnels(peer: Peer, sock: socket.socket) -> None:
+        peer.head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        with context.wrap_socket(sock, server_side=True) as tls:
+            for _ in range(2):
+                peer.head(tls)
+                tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    with peer(tunnels) as other:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{other.port}")
+        with contextlib.closing(Network()) as network:
+            for target in (asked, "/next"):
+                answer = network.open("GET", f"https://rr1.googlevideo.com{target}")
+                assert answer.read() == b"ok"
+                answer.release_conn()
+    connect, *heads = [head.decode().splitlines() for head in other.heads]
+    assert connect[0].startswith("CONNECT rr1.googlevideo.com:443 ")
+    assert [lines[0] for lines in heads] == [f"GET {sent} HTTP/1.1", "GET /next HTTP/1.1"]
+    assert all("Host: rr1.googlevideo.com" in lines for lines in heads)
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "socks5://user:s3cret@127.0.0.1:1080",
