@@ -104,6 +104,10 @@ class RemoteFile:
                 if part.tell():
                     self._parts[start] = part.getvalue()
 
+    def release(self) -> None:
+        """Forget what was loaded."""
+        self._parts.clear()
+
     def _missing(self, want: Want) -> Iterator[tuple[int, int]]:
         at = want.start
         stop = want.stop if self.size is None else min(want.stop, self.size)

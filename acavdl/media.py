@@ -45,6 +45,9 @@ class File(Protocol):
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """Return bytes that were loaded; fewer where the file ends."""
 
+    def release(self) -> None:
+        """Forget what was loaded."""
+
 
 class LocalFile:
     """A file of this machine."""
@@ -55,6 +58,9 @@ class LocalFile:
 
     def load(self, wants: Sequence[Want]) -> None:
         """Do nothing: it is at hand."""
+
+    def release(self) -> None:
+        """Do nothing: nothing was loaded."""
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes between two offsets."""
@@ -71,6 +77,9 @@ class MemoryFile:
 
     def load(self, wants: Sequence[Want]) -> None:
         """Do nothing: it is at hand."""
+
+    def release(self) -> None:
+        """Do nothing: nothing was loaded."""
 
     def read(self, start: int, stop: int) -> memoryview:
         """Return the bytes between two offsets."""
@@ -168,6 +177,11 @@ class Media:
     def load_samples(self, chosen: Iterable[Samples]) -> None:
         """Load the bytes of samples."""
         self._file.load(merged(_places(chosen)))
+
+    def release(self) -> None:
+        """Forget all but the head: what is needed again is loaded again."""
+        self._parsed.clear()
+        self._file.release()
 
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """Return bytes that were loaded.

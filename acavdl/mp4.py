@@ -143,6 +143,8 @@ class Samples:
     @staticmethod
     def joined(parts: list[Samples]) -> Samples:
         """Return the samples of all parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
 
         def column(name: str, kind: type = np.int64) -> NDArray[Any]:
             return np.concatenate([np.zeros(0, kind), *(getattr(part, name) for part in parts)])

@@ -7,18 +7,18 @@ import datetime
 import functools
 import itertools
 import logging
-import os
+import shutil
 import socket
 import tempfile
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 import pandas as pd
@@ -31,6 +31,7 @@ from acavdl.cut import CutForm, cut_chosen, cut_files
 from acavdl.errors import ClipError, Outcome, Retry, StorageError
 from acavdl.fetch import NoRangesError, RemoteFile, fetch_file
 from acavdl.governor import wait_for_lease
+from acavdl.inflight import Step, StoppedError, Work, in_order
 from acavdl.ledger import Published, published, shard_name
 from acavdl.media import File, LocalFile, Media
 from acavdl.models import Clip, ClipResult, Cut, Line, ShardReport, Source, Stream
@@ -56,12 +57,11 @@ from acavdl.writer import (
 
 logger = logging.getLogger(__name__)
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-#: Videos whose clips may wait for an earlier one, for each thread: bounds the finished clips in
+#: Clips (of 10 s) that are in flight or wait for an earlier one, for each thread: bounds those in
 #: memory, and lets the threads go on while one video takes its time.
 _AHEAD = 2
+#: Clips (of 10 s) of one video that are made in one go.
+_GROUP = 16
 #: Seconds that a site may ask to wait before its media are there.
 _LONGEST_WAIT = 600.0
 #: Clips that the subtitles of one video may become: a line for each second of a day.
@@ -82,10 +82,6 @@ REPORT = {
 
 #: Set when this process is to end its work (see `stop`).
 _stopping = threading.Event()
-
-
-class StoppedError(Exception):
-    """The shard was given up because the worker closes; nothing of it is published."""
 
 
 def stop() -> None:
@@ -315,63 +311,79 @@ class _Maker:
     def results(self, videos: Iterable[list[Clip]]) -> Iterator[ClipResult]:
         """Yield the results of all clips in the order of the plan.
 
-        Videos begin in that order, too; those that finish early wait, and at most
-        `_AHEAD` × threads are begun before the earliest is written.
+        Videos begin in that order, too; those that finish early wait, and `_AHEAD` × threads clips
+        are begun before the earliest is written, at most.
         """
-        yield from _in_order(self._pool, videos, self._video, _AHEAD * self._threads)
-
-    def _video(self, clips: list[Clip]) -> list[ClipResult]:
-        """Return the results of the clips of one video."""
-        budget = Budget(self._reading.timeout * len(clips))
-        with budget.scope(), tempfile.TemporaryDirectory(dir=self._folder.name) as folder:
-            first, *others = self._attempt(clips, budget, Path(folder))
-        # What the video cost stands with the first of its clips, so that sums are right.
-        first = replace(first, bytes_fetched=budget.bytes_received, requests=budget.requests)
-        return [first, *(replace(other, seconds={}) for other in others)]
-
-    def _attempt(self, clips: list[Clip], budget: Budget, folder: Path) -> list[ClipResult]:
-        seconds: dict[str, float] = {}
-        for attempt in (1, 2):
-            self._take_lease(clips[0].url, budget)
-            try:
-                with _timed(seconds, "resolve"):
-                    source = self._resolver.resolve(clips[0].url)
-                wanted = self._wanted(clips, source)
-                if attempt == 1:
-                    # Each line that became a clip has its time, too.
-                    budget.extend(self._reading.timeout * max(0, len(wanted) - len(clips)))
-                _wait_until(source.available_at, budget)
-                with _timed(seconds, "fetch"):
-                    cuts = self._fetch(source, wanted, folder)
-            except ClipError as error:
-                failed = _in_time(error, budget)
-                # A refused media URL may have expired: one fresh extraction tells.
-                if failed.outcome is Outcome.HTTP_403_MEDIA and attempt == 1:
-                    continue
-                return [
-                    ClipResult(
-                        clip, failed.outcome, failed.detail, attempts=attempt, seconds=seconds
-                    )
-                    for clip in clips
-                ]
-            break
-        made = ClipResult(
-            wanted[0],
-            Outcome.OK,
-            None,
-            info=source.info if self._reading.get_info else None,
-            counts=source.counts,
-            subtitles=source.subtitles,
-            format_id="+".join(stream.format_id for stream in source.streams),
-            video_duration=source.duration,
-            attempts=attempt,
-            seconds=seconds,
+        timeout = self._reading.timeout
+        works = (
+            Work(
+                functools.partial(self._turn, _Video(clips, Budget(timeout * len(clips)))),
+                min(_weight(clips), _GROUP),
+            )
+            for clips in videos
         )
-        with _timed(seconds, "cut"):
-            return [
-                _with_cut(replace(made, clip=clip), cut, budget)
-                for clip, cut in zip(wanted, cuts, strict=True)
-            ]
+        yield from in_order(self._pool, works, _AHEAD * self._threads, _stopping)
+
+    def _turn(self, video: _Video) -> Step[ClipResult]:
+        """Go on with a video until its next clips are made, or the site asks to wait."""
+        # What passed since the last turn is no time of the clips.
+        video.budget.extend(time.monotonic() - video.paused)
+        with video.budget.scope():
+            step = self._next_step(video)
+        video.paused = time.monotonic()
+        if step.more is None and video.folder is not None:
+            shutil.rmtree(video.folder, ignore_errors=True)
+        return step
+
+    def _next_step(self, video: _Video) -> Step[ClipResult]:
+        while True:
+            try:
+                if video.source is None:
+                    video.source = self._look_up(video)
+                    wait = _wait(video.source.available_at)
+                    if wait > 0:
+                        return Step((), functools.partial(self._turn, video), wait)
+                group = _group(video.wanted[video.done :])
+                with _timed(video.seconds, "fetch"):
+                    cuts = self._fetch(video, video.source, group)
+            except ClipError as error:
+                failed = _in_time(error, video.budget)
+                # A refused media URL may have expired: one fresh extraction tells.
+                if failed.outcome is Outcome.HTTP_403_MEDIA and video.attempt == 1:
+                    video.attempt, video.source, video.parts = 2, None, None
+                    continue
+                return Step(_failures(video, failed))
+            made = ClipResult(
+                group[0],
+                Outcome.OK,
+                None,
+                info=video.source.info if self._reading.get_info else None,
+                counts=video.source.counts,
+                subtitles=video.source.subtitles,
+                format_id="+".join(stream.format_id for stream in video.source.streams),
+                video_duration=video.source.duration,
+                attempts=video.attempt,
+            )
+            results = _cut(video, made, group, cuts)
+            video.done += len(group)
+            if video.parts is not None:
+                for media in video.parts:
+                    media.release()
+            if video.done == len(video.wanted):
+                return Step(results)
+            return Step(results, functools.partial(self._turn, video))
+
+    def _look_up(self, video: _Video) -> Source:
+        """Extract the video, and tell which clips are wanted of it."""
+        self._take_lease(video.clips[0].url, video.budget)
+        with _timed(video.seconds, "resolve"):
+            source = self._resolver.resolve(video.clips[0].url)
+        if not video.wanted:
+            video.wanted = self._wanted(video.clips, source)
+            # Each line that became a clip has its time, too.
+            more = len(video.wanted) - len(video.clips)
+            video.budget.extend(self._reading.timeout * max(0, more))
+        return source
 
     def _wanted(self, clips: Sequence[Clip], source: Source) -> Sequence[Clip]:
         """Return the clips to make, with what the extraction says of them.
@@ -395,22 +407,22 @@ class _Maker:
             raise StoppedError
 
     def _fetch(
-        self, source: Source, clips: Sequence[Clip], folder: Path
+        self, video: _Video, source: Source, clips: Sequence[Clip]
     ) -> Sequence[Callable[[], Cut]]:
-        """Fetch what the clips of a video need; return, for each, what makes its cut of that.
+        """Fetch what some clips of a video need; return, for each, what makes its cut of that.
 
         Parts of the files where those can be told, else all of them.
         """
         spans = _spans(clips)
         if spans is not None and self._reading.fetch == "ranges" and _in_parts(source):
             with contextlib.suppress(UnsupportedError, BrokenError, NoRangesError):
-                return self._cuts(
-                    [self._part(source, stream) for stream in source.streams], source, spans
-                )
-        files = [self._file(source, stream, folder) for stream in source.streams]
+                parts = [self._part(source, stream) for stream in source.streams]
+                return self._cuts(video, source, parts, spans)
+        video.parts = None
+        files = self._files(video, source)
         if spans is not None:
             with contextlib.suppress(UnsupportedError, BrokenError):
-                return self._cuts([LocalFile(file) for file in files], source, spans)
+                return self._cuts(video, source, [LocalFile(file) for file in files], spans)
         return [
             functools.partial(cut_files, files, clip.start, clip.end, self._form) for clip in clips
         ]
@@ -420,17 +432,24 @@ class _Maker:
             return LocalFile(Path(stream.path))
         return RemoteFile(self._network, stream, source.headers, self._reading.retries)
 
-    def _file(self, source: Source, stream: Stream, folder: Path) -> Path:
-        if stream.path is not None:
-            return Path(stream.path)
-        # Two streams may be alike in all but their URLs.
-        handle, name = tempfile.mkstemp(suffix=f".{stream.container or 'media'}", dir=folder)
-        os.close(handle)
-        fetch_file(self._network, stream, source.headers, Path(name), self._reading.retries)
-        return Path(name)
+    def _files(self, video: _Video, source: Source) -> list[Path]:
+        """Return whole files, fetched if they are not there yet."""
+        if video.folder is None:
+            video.folder = Path(tempfile.mkdtemp(dir=self._folder.name))
+        files = []
+        for number, stream in enumerate(source.streams):
+            if stream.path is not None:
+                files.append(Path(stream.path))
+                continue
+            path = video.folder / f"{number}.{stream.container or 'media'}"
+            if path not in video.fetched:
+                fetch_file(self._network, stream, source.headers, path, self._reading.retries)
+                video.fetched.add(path)
+            files.append(path)
+        return files
 
     def _cuts(
-        self, files: Sequence[File], source: Source, spans: Sequence[Span]
+        self, video: _Video, source: Source, files: Sequence[File], spans: Sequence[Span]
     ) -> Sequence[Callable[[], Cut]]:
         """Load what spans take of one or two files, and return what makes the cuts.
 
@@ -439,11 +458,12 @@ class _Maker:
         UnsupportedError, BrokenError
             If it can't be told: then whole files are needed.
         """
-        opened = [
-            Media(file, _head_size(stream, source.duration))
-            for file, stream in zip(files, source.streams, strict=True)
-        ]
-        picture, sound, form = opened[0], opened[-1], self._form
+        if video.parts is None:
+            video.parts = [
+                Media(file, _head_size(stream, source.duration))
+                for file, stream in zip(files, source.streams, strict=True)
+            ]
+        picture, sound, form = video.parts[0], video.parts[-1], self._form
         pictures = "video" in form.formats
         if not is_copied(sound, video=False) or (pictures and not is_copied(picture, video=True)):
             raise UnsupportedError("codecs that are not copied")
@@ -452,6 +472,80 @@ class _Maker:
         else:
             found = choose_sound(sound, spans, form.around)
         return [functools.partial(_made, each, picture, sound, form) for each in found]
+
+
+@dataclass
+class _Video:
+    """A video on its way.
+
+    `wanted` are the clips to make of it, of which `done` are made; `parts` what is read of its
+    files, `fetched` those that are there as a whole. `told` is what of its cost stands with clips
+    that are made.
+    """
+
+    clips: Sequence[Clip]
+    budget: Budget
+    attempt: int = 1
+    source: Source | None = None
+    wanted: Sequence[Clip] = ()
+    done: int = 0
+    parts: Sequence[Media] | None = None
+    folder: Path | None = None
+    fetched: set[Path] = field(default_factory=set)
+    seconds: dict[str, float] = field(default_factory=dict)
+    told: tuple[int, int] = (0, 0)
+    paused: float = field(default_factory=time.monotonic)
+
+
+def _weight(clips: Sequence[Clip]) -> float:
+    """Return how much clips weigh in memory: about 1 for each of 10 s or less."""
+    return sum(
+        1 if c.start is None or c.end is None else max(1, (c.end - c.start) / 10) for c in clips
+    )
+
+
+def _group(clips: Sequence[Clip]) -> Sequence[Clip]:
+    """Return the first clips, as many as are made in one go: at least one."""
+    weights = itertools.accumulate(_weight([clip]) for clip in clips)
+    return clips[: max(1, sum(weight <= _GROUP for weight in weights))]
+
+
+def _failures(video: _Video, failed: ClipError) -> list[ClipResult]:
+    """Return the results of all clips that are not made: of those planned, if none is."""
+    clips = video.wanted[video.done :] if video.done else video.clips
+    results = [
+        ClipResult(clip, failed.outcome, failed.detail, attempts=video.attempt) for clip in clips
+    ]
+    return _with_cost(video, results)
+
+
+def _with_cost(video: _Video, results: Sequence[ClipResult]) -> list[ClipResult]:
+    """Return results with what the video cost since the last ones, on the first of them.
+
+    So sums are right.
+    """
+    first, *others = results
+    spent, seconds = (video.budget.bytes_received, video.budget.requests), video.seconds
+    first = replace(
+        first,
+        bytes_fetched=spent[0] - video.told[0],
+        requests=spent[1] - video.told[1],
+        seconds=seconds,
+    )
+    video.told, video.seconds = spent, {}
+    return [first, *others]
+
+
+def _cut(
+    video: _Video, made: ClipResult, clips: Sequence[Clip], cuts: Sequence[Callable[[], Cut]]
+) -> list[ClipResult]:
+    """Return the results of some clips; `made` tells what they have in common."""
+    with _timed(video.seconds, "cut"):
+        found = [
+            _with_cut(replace(made, clip=clip), cut, video.budget)
+            for clip, cut in zip(clips, cuts, strict=True)
+        ]
+    return _with_cost(video, found)
 
 
 def _spans(clips: Sequence[Clip]) -> list[Span] | None:
@@ -543,28 +637,6 @@ def _line_clips(clips: Sequence[Clip], source: Source, clipping: Clipping) -> li
     return list(made.values())
 
 
-def _in_order(
-    pool: ThreadPoolExecutor,
-    items: Iterable[_Item],
-    make: Callable[[_Item], Sequence[_Result]],
-    ahead: int,
-) -> Iterator[_Result]:
-    """Run `make` over `items` in the pool; yield all results in the order of the items.
-
-    At most `ahead` items are begun before the results of the earliest have been taken.
-    """
-    waiting: deque[Future[Sequence[_Result]]] = deque()
-    source = iter(items)
-    waiting.extend(pool.submit(make, item) for item in itertools.islice(source, ahead))
-    while waiting:
-        results = waiting.popleft().result()
-        # First of all: what comes after a stop was cut short, and is no result.
-        if _stopping.is_set():
-            raise StoppedError
-        waiting.extend(pool.submit(make, item) for item in itertools.islice(source, 1))
-        yield from results
-
-
 @contextlib.contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     """Add the seconds of the block to its stage: of the wall clock, and of this thread's CPU."""
@@ -577,8 +649,8 @@ def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
             seconds[name] = seconds.get(name, 0.0) + value
 
 
-def _wait_until(available_at: float | None, budget: Budget) -> None:
-    """Wait as long as the site asks; the time of the clip doesn't run meanwhile.
+def _wait(available_at: float | None) -> float:
+    """Return how many seconds the site asks to wait.
 
     Raises
     ------
@@ -588,9 +660,7 @@ def _wait_until(available_at: float | None, budget: Budget) -> None:
     seconds = 0.0 if available_at is None else available_at - time.time()
     if seconds > _LONGEST_WAIT:
         raise ClipError(Outcome.TIMEOUT, f"the site asks to wait {seconds:.0f} s")
-    if seconds > 0:
-        budget.extend(seconds)
-        _stopping.wait(seconds)
+    return max(0.0, seconds)
 
 
 def _in_time(error: ClipError, budget: Budget) -> ClipError:

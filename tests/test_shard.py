@@ -28,10 +28,12 @@ from acavdl.errors import ClipError, Outcome, StorageError
 from acavdl.models import Clip, Cut, Line, Source
 from acavdl.resolve import Resolver
 from acavdl.sandbox import Fault, Sandbox, video_id
+from acavdl.sandbox.media import DEMO_MASTERS
 from acavdl.sandbox.probe import probe
 from acavdl.shard import Job, StoppedError, make_shard, process_shard, report_of
 
 READING = Reading(timeout=8.0, retries=0, rate_limit=None)
+SPEC_H3 = next(spec for spec in DEMO_MASTERS if spec.code == "h3")
 CONFIG = Config(READING, distribution=Distribution(thread_count=4))
 
 
@@ -131,27 +133,6 @@ def test_captions_become_members(online: Sandbox, tmp_path: Path) -> None:
     }
 
 
-def test_work_in_flight_is_bounded_and_results_stay_in_order() -> None:
-    begun: list[int] = []
-    release = threading.Event()
-
-    def make(item: int) -> list[int]:
-        begun.append(item)
-        if item == 0:
-            release.wait(10)
-        return [item, item]
-
-    with ThreadPoolExecutor(3) as pool:
-        results = shard._in_order(pool, range(50), make, 6)
-        timer = threading.Timer(0.3, lambda: (begun.append(-1), release.set()))
-        timer.start()
-        first = next(results)
-        timer.join()
-        # While the first one held up the line, no more than six were begun.
-        assert set(begun[: begun.index(-1)]) == set(range(6))
-        assert [first, *results] == [item for item in range(50) for _ in range(2)]
-
-
 def test_a_second_extraction_is_made_for_expired_urls_only(online: Sandbox, tmp_path: Path) -> None:
     online.reset()
     rows = [*clips(1, fault=Fault.MEDIA_EXPIRED), *clips(1, fault=Fault.MEDIA_404)]
@@ -171,6 +152,32 @@ def test_waiting_that_the_site_asks_for_is_no_time_of_the_clip(
     make_shard(clips(1, fault=Fault.AD_WAIT), Job(str(tmp_path), hasty, captions=False))
     row = pd.read_parquet(tmp_path / "00003.parquet").iloc[0]
     assert row["outcome"] == Outcome.OK
+
+
+def test_a_video_that_waits_takes_no_thread(
+    online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one thread: the other one is made while the first of the plan waits."""
+    told: list[tuple[str, str]] = []
+    for name in ("_look_up", "_fetch"):
+        real = getattr(shard._Maker, name)
+
+        def spy(self: Any, video: Any, *rest: Any, name: str = name, real: Any = real) -> Any:
+            told.append((name, video.clips[0].video_id))
+            return real(self, video, *rest)
+
+        monkeypatch.setattr(shard._Maker, name, spy)
+    single = replace(CONFIG, distribution=Distribution(thread_count=1))
+    (waiting,) = clips(1, fault=Fault.AD_WAIT)
+    (other,) = clips(1)
+    made = make_shard([waiting, other], Job(str(tmp_path), single, captions=False))
+    assert made.counts == {"ok": 2}
+    assert told == [
+        ("_look_up", waiting.video_id),
+        ("_look_up", other.video_id),
+        ("_fetch", other.video_id),
+        ("_fetch", waiting.video_id),
+    ]
 
 
 def test_costs_of_a_dead_video_stand_in_one_row(online: Sandbox, tmp_path: Path) -> None:
@@ -520,6 +527,112 @@ def test_lines_without_measure_are_refused_before_they_are_made() -> None:
         shard._line_clips([whole("a")], source, Clipping(max_length=0.001))
     assert raised.value.outcome is Outcome.NO_SUBTITLES
     assert time.monotonic() - begun < 10
+
+
+# --- parts of files, and whole ones -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["low", "editlist", "keyframe_adjusted"])
+@pytest.mark.parametrize(
+    "output",
+    [
+        Output(),
+        Output(encode_formats={"video": "mp4", "audio": "m4a"}),
+        Output(encode_formats={"audio": "m4a"}),
+        Output(encode_formats={"audio": "flac"}),
+    ],
+    ids=["mp4", "mp4+m4a", "m4a", "flac"],
+)
+def test_parts_and_whole_files_give_the_same_samples(
+    online: Sandbox, tmp_path: Path, output: Output, precision: str
+) -> None:
+    """Of each kind of file: adaptive, progressive, and one that no part can be told of."""
+    masters = ("m30", "ntsc", "prog", "webm")
+    names = [video_id(7, master=code) for code in masters]
+    rows = [
+        Clip(name, f"https://www.youtube.com/watch?v={name}", start, start + 6000, 0, row)
+        for row, (name, start) in enumerate((n, s) for n in names for s in (0, 1234, 2600))
+    ]
+    found = {}
+    for fetch in ("ranges", "whole"):
+        reading = replace(READING, fetch=fetch)
+        clipping = Clipping(precision=precision)
+        online.reset()
+        made = make(tmp_path / fetch, rows, clipping, reading=reading, output=output)
+        found[fetch] = made.samples, made.rows, online.stats().videos
+    (parts, parted, few), (wholes, row_of, many) = found["ranges"], found["whole"]
+    assert parts == wholes
+    facts = ["key", "outcome", "bytes", "sha256", "actual_start", "actual_end", "frames"]
+    assert parted[facts].equals(row_of[facts])
+    # Few spans of 6 s have two keyframes.
+    adjusted = precision == "keyframe_adjusted" and "video" in output.encode_formats
+    assert (parted["outcome"] == "ok").sum() >= (3 if adjusted else len(rows))
+    assert [few[name]["media"] for name in names] != [many[name]["media"] for name in names]
+
+
+def test_a_clip_takes_its_bytes_alone(online: Sandbox, tmp_path: Path) -> None:
+    """Of a video of three hours: its head, and what holds ten seconds, in four requests."""
+    name = video_id(1, master="h3")
+    rows = [
+        Clip(name, f"https://www.youtube.com/watch?v={name}", start, start + 10_000, 0, 0)
+        for start in (5_000_123,)
+    ]
+    online.reset()
+    made = make(tmp_path, rows)
+    assert made.rows["outcome"].tolist() == ["ok"]
+    assert made.rows["requests"].tolist() == [6]
+    assert online.stats().videos[name]["media"] == 4
+    # Fragments last 5.12 s and 10.24 s.
+    assert made.rows["bytes_fetched"][0] < 2_000_000
+    (sample,) = made.samples.values()
+    shown = probe(sample["mp4"], SPEC_H3, near=5000.0)
+    assert shown.first_frame is not None
+    assert shown.first_frame / SPEC_H3.fps == pytest.approx(made.rows["actual_start"][0])
+
+
+def test_a_video_of_many_clips_is_made_in_parts(
+    online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each part costs its bytes; the sums are the video's, and the samples as if made at once."""
+    name = video_id(1, master="m25")
+    rows = [
+        Clip(name, f"https://www.youtube.com/watch?v={name}", at, at + 2000, 0, row)
+        for row, at in enumerate(range(0, 40_000, 1000))
+    ]
+    online.reset()
+    made = make(tmp_path / "parts", rows)
+    stats = online.stats()
+    assert set(made.rows["outcome"]) == {"ok"}
+    assert (made.rows["requests"] > 0).sum() == 3
+    assert made.rows["requests"].sum() == sum(stats.requests.values())
+    assert (stats.requests["page"], stats.requests["player"]) == (1, 1)
+    monkeypatch.setattr(shard, "_GROUP", 1000)
+    assert make(tmp_path / "once", rows).samples == made.samples
+
+
+def test_an_address_that_expires_between_two_parts_is_asked_for_again(
+    online: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = video_id(1, master="m25")
+    rows = [
+        Clip(name, f"https://www.youtube.com/watch?v={name}", at, at + 2000, 0, row)
+        for row, at in enumerate(range(0, 20_000, 1000))
+    ]
+    real, calls = shard._Maker._fetch, []
+
+    def expired(self: Any, video: Any, source: Any, group: Any) -> Any:
+        calls.append(len(group))
+        if len(calls) == 2:
+            raise ClipError(Outcome.HTTP_403_MEDIA, "HTTP Error 403 on a media URL: expired")
+        return real(self, video, source, group)
+
+    monkeypatch.setattr(shard._Maker, "_fetch", expired)
+    online.reset()
+    made = make(tmp_path, rows)
+    assert calls == [16, 4, 4]
+    assert made.rows["outcome"].tolist() == ["ok"] * 20
+    assert made.rows["attempts"].tolist() == [1] * 16 + [2] * 4
+    assert online.stats().requests["player"] == 2
 
 
 # --- sound, and files --------------------------------------------------------------------------
