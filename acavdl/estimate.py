@@ -20,6 +20,10 @@ _PICTURE = {144: 12_000, 240: 30_000, 360: 63_000, 480: 110_000, 720: 220_000, 1
 _SOUND = 16_000
 #: Seconds of a video that is fetched as a whole, for want of anything better.
 _VIDEO_SECONDS = 300.0
+#: Seconds of a fragment of picture, and of sound, on the site: a clip takes one more than it lasts,
+#: in the middle. And bytes of a file's head.
+_FRAGMENT, _SOUND_FRAGMENT = 5.3, 10.0
+_HEAD_BYTES = 1_700
 #: Seconds from the keyframe before to the start, in the middle; and JSON and tar of a sample.
 _LEAD_IN = 2.6
 _SAMPLE_BYTES = 4_000
@@ -42,9 +46,8 @@ def estimate(plan: Plan, config: Config) -> Estimate:
     formats = config.output.encode_formats
     picture = _picture_rate(config.reading.download_size) if "video" in formats else 0
     rates = [rate for rate in (picture, _SOUND) if rate]
-    chunks = sum(-(-round(rate * _VIDEO_SECONDS) // CHUNK_BYTES) for rate in rates)
     whole = plan.seconds == 0
-    lead_in = _LEAD_IN if picture else 0
+    lead_in = _LEAD_IN if picture and config.clipping.precision in ("low", "editlist") else 0
     shown = _VIDEO_SECONDS * plan.clips if whole else plan.seconds + lead_in * plan.clips
     rate = config.reading.rate_limit
     seconds = None if rate is None else max(0.0, (plan.videos - rate) / rate * _HOUR)
@@ -52,16 +55,23 @@ def estimate(plan: Plan, config: Config) -> Estimate:
     media = f"sound at {_SOUND * 8 / 1000:.0f} kbit/s"
     if picture:
         media = f"{config.reading.download_size}p at {picture * 8 / 1000:.0f} kbit/s, {media}"
+    if whole or config.reading.fetch == "whole":
+        requests = plan.videos * sum(-(-round(r * _VIDEO_SECONDS) // CHUNK_BYTES) for r in rates)
+        fetched = sum(rates) * _VIDEO_SECONDS * plan.videos
+        how = f"videos of {_VIDEO_SECONDS / 60:g} minutes, fetched as a whole"
+    else:
+        requests = len(rates) * (plan.videos + plan.clips)
+        fetched = len(rates) * _HEAD_BYTES * plan.videos + sum(
+            rate * (plan.seconds + fragment * plan.clips)
+            for rate, fragment in ((picture, _FRAGMENT), (_SOUND, _SOUND_FRAGMENT))
+        )
+        how = f"fragments of {_FRAGMENT:g} s of picture and {_SOUND_FRAGMENT:g} s of sound"
     return Estimate(
-        requests=(_EXTRACTION_REQUESTS + chunks) * plan.videos,
-        bytes_fetched=round((sum(rates) * _VIDEO_SECONDS + _EXTRACTION_BYTES) * plan.videos),
+        requests=_EXTRACTION_REQUESTS * plan.videos + requests,
+        bytes_fetched=round(fetched + _EXTRACTION_BYTES * plan.videos),
         bytes_stored=round(shown * stored + _SAMPLE_BYTES * plan.clips),
         seconds=seconds,
-        assumptions=(
-            f"videos of {_VIDEO_SECONDS / 60:g} minutes, fetched as a whole",
-            media,
-            "all videos are there",
-        ),
+        assumptions=(how, media, "all videos are there"),
     )
 
 

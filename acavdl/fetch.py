@@ -6,7 +6,7 @@ import functools
 import io
 import re
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -23,6 +23,8 @@ from acavdl.net import Network
 CHUNK_BYTES = 10 << 20
 _PIECE_BYTES = 1 << 18
 _MAX_REDIRECTS = 5
+#: Bytes of a file that are held in memory, at most; whole files go to the disk.
+MOST_HELD = 64 << 20
 #: Headers that are for the host alone that they were given for.
 _SECRETS = ("authorization", "cookie")
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
@@ -38,7 +40,7 @@ class _TransientError(Exception):
 
 
 class NoRangesError(Exception):
-    """The origin ignores ranges: the file is to be had as a whole alone."""
+    """Parts of the file are not to be had, or too large: it is to be fetched as a whole."""
 
 
 def fetch_file(
@@ -83,7 +85,7 @@ class RemoteFile:
         #: Parts by their beginnings; none overlaps another.
         self._parts: dict[int, bytes] = {}
 
-    def load(self, wants: Iterable[Want]) -> None:
+    def load(self, wants: Sequence[Want]) -> None:
         """Fetch what is missing of some ranges, as far as the file goes.
 
         Raises
@@ -91,8 +93,11 @@ class RemoteFile:
         ClipError
             As `fetch_file` does.
         NoRangesError
-            If the origin sends the whole file instead.
+            If the origin sends the whole file instead, or more would be held in memory than fits.
         """
+        held = sum(map(len, self._parts.values()))
+        if held + sum(want.stop - want.start for want in wants) > MOST_HELD:
+            raise NoRangesError
         for want in wants:
             for start, stop in self._missing(want):
                 part = io.BytesIO()
