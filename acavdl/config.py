@@ -106,6 +106,8 @@ class Reading:
     fetch
         ``ranges``: the parts of media files that clips need, where those can be told; ``whole``:
         whole files. The samples are the same.
+    extraction
+        ``full``: all metadata; ``light``: fewer pages, and less of them (docs/extraction.md).
     retries
         How often a transient failure (reset, 5xx, short body) is tried again within `timeout`.
     ytdlp
@@ -124,6 +126,7 @@ class Reading:
     rate_limit: float | None = 300.0
     egress: Literal["node", "cluster"] = "node"
     fetch: Literal["ranges", "whole"] = "ranges"
+    extraction: Literal["full", "light"] = "full"
     retries: int = 2
     ytdlp: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -288,6 +291,7 @@ class Config:
             "subtitleslangs": list(self.reading.subtitleslangs),
             "writeautomaticsub": self.reading.writeautomaticsub,
             "codecs": list(self.reading.codecs),
+            "extraction": self.reading.extraction,
             "number_sample_per_shard": self.storage.number_sample_per_shard,
             "captions_are_subtitles": self.storage.captions_are_subtitles,
             "oom_shard_count": self.storage.oom_shard_count,

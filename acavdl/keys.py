@@ -290,6 +290,13 @@ KEYS: tuple[Key, ...] = (
         _one_of("ranges", "whole"),
         "ranges: the bytes that clips need; whole: whole files.",
     ),
+    Key(
+        "reading.extraction",
+        "reading",
+        "extraction",
+        _one_of("full", "light"),
+        "full: all metadata; light: fewer pages of the site, and less metadata.",
+    ),
     Key("reading.retries", "reading", "retries", _tries, "Tries again after what may pass."),
     Key("reading.ytdlp", "reading", "ytdlp", _options, "Options handed to yt-dlp."),
     Key(

@@ -1,4 +1,4 @@
-"""From a URL to streams: which formats, which facts, how many requests, on our own network."""
+"""From a URL to streams: which facts, how many requests, on our own network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import http.server
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,288 +23,19 @@ from yt_dlp.networking.exceptions import HTTPError, IncompleteRead, RequestError
 
 from acavdl.budget import Budget
 from acavdl.config import Reading
-from acavdl.errors import ClipError, Outcome
+from acavdl.errors import ClipError, Outcome, UsageError
 from acavdl.models import Line, Source
 from acavdl.net import Network
 from acavdl.resolve import (
     COUNT_FIELDS,
     INFO_FIELDS,
+    LIGHT_LACKS,
     Resolver,
-    choose_formats,
-    choose_sound,
     choose_track,
     typed_info,
 )
 from acavdl.sandbox import Fault, Sandbox, video_id
-
-CODECS = ("avc1", "av01", "vp9")
-
-
-# --- choosing ----------------------------------------------------------------------------------
-
-
-def video(name: str, width: int, height: int, codec: str = "avc1.4d401e", **more: Any) -> Any:
-    return {
-        "format_id": name,
-        "url": f"https://media.invalid/{name}",
-        "protocol": "https",
-        "ext": "mp4",
-        "width": width,
-        "height": height,
-        "vcodec": codec,
-        "acodec": "none",
-        **more,
-    }
-
-
-def audio(name: str, rate: int, codec: str = "mp4a.40.2", **more: Any) -> Any:
-    return {
-        "format_id": name,
-        "url": f"https://media.invalid/{name}",
-        "protocol": "https",
-        "ext": "m4a",
-        "asr": rate,
-        "vcodec": "none",
-        "acodec": codec,
-        **more,
-    }
-
-
-STORYBOARD = {
-    "format_id": "sb0",
-    "url": "https://i.ytimg.com/sb/x/storyboard3_L3/M$M.jpg",
-    "protocol": "mhtml",
-    "vcodec": "none",
-    "acodec": "none",
-}
-#: As yt-dlp lists the formats of an ordinary video.
-ORDINARY = [
-    STORYBOARD,
-    audio("139", 22050, "mp4a.40.5", tbr=49),
-    audio("140-drc", 44100, tbr=128),
-    audio("140", 44100, tbr=129),
-    audio("251", 48000, "opus", tbr=130),
-    video("18", 640, 360, "avc1.42001E", acodec="mp4a.40.2", tbr=450),
-    video("160", 256, 144, tbr=80),
-    video("134", 640, 360, tbr=400),
-    video("243", 640, 360, "vp9", tbr=250),
-    video("396", 640, 360, "av01.0.01M.08", tbr=200),
-    video("135", 854, 480, tbr=800),
-    video("136", 1280, 720, tbr=1500),
-    video("93", 640, 360, acodec="mp4a.40.2", protocol="m3u8_native", tbr=100),
-]
-
-
-def chosen(formats: Any, size: int = 360, rate: int = 44100, codecs: Any = CODECS) -> list[str]:
-    return [entry["format_id"] for entry in choose_formats(formats, size, rate, codecs)]
-
-
-def refusal(formats: Any, *warnings: str) -> Outcome:
-    with pytest.raises(ClipError) as raised:
-        choose_formats(formats, 360, 44100, CODECS, warnings)
-    return raised.value.outcome
-
-
-@pytest.mark.parametrize(
-    ("size", "rate", "names"),
-    [
-        (360, 44100, ["134", "140"]),
-        (361, 44100, ["135", "140"]),
-        (144, 22050, ["160", "139"]),
-        # The smallest that is large enough, else the largest there is.
-        (2160, 96000, ["136", "251"]),
-        (1, 1, ["160", "139"]),
-        (500, 48000, ["136", "251"]),
-    ],
-)
-def test_smallest_that_is_large_enough(size: int, rate: int, names: list[str]) -> None:
-    assert chosen(ORDINARY, size, rate) == names
-
-
-def test_codecs_are_taken_by_preference() -> None:
-    assert chosen(ORDINARY)[0] == "134"
-    assert chosen(ORDINARY, codecs=("av01", "avc1"))[0] == "396"
-    assert chosen(ORDINARY, codecs=("vp9",))[0] == "243"
-
-
-def test_size_is_that_of_the_shorter_side() -> None:
-    portrait = [video("low", 202, 360), video("mid", 360, 640), video("high", 720, 1280)]
-    assert chosen([*portrait, audio("140", 44100)]) == ["mid", "140"]
-
-
-def test_sound_is_the_original_and_uncompressed() -> None:
-    dubbed = [
-        audio("140", 44100, language="de", language_preference=-1, tbr=64),
-        audio("140-drc", 44100, language="en", language_preference=10, tbr=64),
-        audio("140", 44100, language="en", language_preference=10, tbr=129),
-        audio("139", 44100, language="fr", language_preference=5, tbr=10),
-    ]
-    _, sound = choose_formats([video("134", 640, 360), *dubbed], 360, 44100, CODECS)
-    assert (sound["format_id"], sound["language"]) == ("140", "en")
-    # Where the original is there with a low rate alone, it is still the original.
-    low = [dubbed[0], audio("139", 22050, language="en", language_preference=10)]
-    assert chosen([video("134", 640, 360), *low]) == ["134", "139"]
-
-
-def test_progressive_alone_is_one_file() -> None:
-    assert chosen([STORYBOARD, ORDINARY[5]]) == ["18"]
-    # Pictures without any sound to go with them are no choice, however well they fit.
-    assert chosen([ORDINARY[5], video("136", 1280, 720)], size=720) == ["18"]
-
-
-def test_webm_alone() -> None:
-    formats = [video("243", 640, 360, "vp9"), video("244", 854, 480, "vp9")]
-    assert chosen([*formats, audio("251", 48000, "opus")]) == ["243", "251"]
-
-
-def test_formats_that_tell_no_codecs_are_taken_for_complete() -> None:
-    """As yt-dlp lists a file of a site that says nothing about it."""
-    assert chosen([{"format_id": "0", "url": "https://media.invalid/a.mp4"}]) == ["0"]
-
-
-def test_protected_formats_are_not_touched() -> None:
-    protected = [{**entry, "has_drm": True} for entry in ORDINARY if entry is not STORYBOARD]
-    assert refusal([STORYBOARD, *protected]) is Outcome.DRM
-    assert chosen([*protected, ORDINARY[5]]) == ["18"]
-
-
-def test_what_is_missing_is_told() -> None:
-    pictures, sounds = [video("134", 640, 360)], [audio("140", 44100)]
-    assert refusal(pictures) is Outcome.NO_AUDIO
-    assert refusal(sounds) is Outcome.NO_VIDEO
-    assert refusal([]) is Outcome.NO_FORMATS
-    assert refusal([STORYBOARD]) is Outcome.NO_FORMATS
-    without_url = [{**entry, "url": None} for entry in ORDINARY]
-    assert refusal(without_url) is Outcome.NO_FORMATS
-    assert refusal([{**ORDINARY[-1]}]) is Outcome.NO_FORMATS
-
-
-def test_reason_for_missing_formats_stands_in_the_warnings() -> None:
-    warning = "[youtube] x: Unable to download API page: HTTP Error 429: Too Many Requests"
-    assert refusal([], warning) is Outcome.HTTP_429
-
-
-# --- sound alone
-
-
-def sound(formats: Any, rate: int = 44100, *, copied: bool = False) -> str:
-    return str(choose_sound(formats, rate, copied=copied)["format_id"])
-
-
-OPUS = [audio("250", 48000, "opus", tbr=70), audio("251", 48000, "opus", tbr=130)]
-
-
-@pytest.mark.parametrize(
-    ("rate", "decoded", "copied"),
-    [(44100, "140", "140"), (22050, "139", "139"), (48000, "251", "140"), (96000, "251", "140")],
-)
-def test_sound_alone_is_a_format_without_picture(rate: int, decoded: str, copied: str) -> None:
-    """What is to be copied into an m4a is AAC, also where another has the rate asked for."""
-    assert sound(ORDINARY, rate) == decoded
-    assert sound(ORDINARY, rate, copied=True) == copied
-
-
-def test_progressive_file_is_the_second_choice_of_sound() -> None:
-    pictures = [video("134", 640, 360), video("22", 1280, 720, acodec="mp4a.40.2", tbr=900)]
-    progressive = ORDINARY[5]
-    # Nothing else has sound: the smallest.
-    for copied in (False, True):
-        assert sound([*pictures, progressive], copied=copied) == "18"
-    # Nothing else has AAC.
-    assert sound([*pictures, *OPUS, progressive], copied=True) == "18"
-    assert sound([*pictures, *OPUS, progressive]) == "250"
-    # Nothing has it: it will be encoded anew.
-    assert sound([pictures[0], *OPUS], copied=True) == "250"
-    webm = video("43", 640, 360, "vp8", acodec="vorbis")
-    assert sound([*OPUS, webm], copied=True) == "250"
-
-
-def test_sound_alone_is_the_original_whatever_its_codec() -> None:
-    tracks = [
-        audio("140", 44100, language="de", language_preference=-1),
-        audio("251", 48000, "opus", language="en", language_preference=10),
-        audio("140-drc", 44100, language="en", language_preference=10),
-    ]
-    for copied in (False, True):
-        assert sound(tracks, copied=copied) == "251"
-
-
-def test_files_that_tell_no_codecs_may_have_sound() -> None:
-    assert sound([{"format_id": "0", "url": "https://media.invalid/a.mp3"}], copied=True) == "0"
-
-
-def test_no_picture_is_missed_where_sound_is_all() -> None:
-    assert sound([audio("140", 44100)]) == "140"
-    protected = [{**entry, "has_drm": True} for entry in ORDINARY if entry is not STORYBOARD]
-    for formats, outcome in (
-        ([STORYBOARD, video("134", 640, 360)], Outcome.NO_AUDIO),
-        ([], Outcome.NO_FORMATS),
-        (protected, Outcome.DRM),
-    ):
-        with pytest.raises(ClipError) as raised:
-            choose_sound(formats, 44100, copied=True)
-        assert raised.value.outcome is outcome
-
-
-_maybe_codec = st.sampled_from(["avc1.4d401e", "vp9", "av01.0.01M.08", "none"])
-_formats = st.lists(
-    st.fixed_dictionaries(
-        {
-            "format_id": st.sampled_from(["18", "134", "140", "140-drc", "251"]),
-            "url": st.sampled_from(["https://media.invalid/a", None]),
-            "vcodec": _maybe_codec,
-            "acodec": st.sampled_from(["mp4a.40.2", "opus", "none"]),
-        },
-        optional={
-            "width": st.sampled_from([None, 144, 360, 640]),
-            "height": st.sampled_from([None, 144, 360, 640]),
-            "tbr": st.sampled_from([None, 64, 128.5]),
-            "asr": st.sampled_from([None, 22050, 44100, 48000]),
-            "language": st.sampled_from([None, "en", "de"]),
-            "language_preference": st.sampled_from([None, -1, 10]),
-            "has_drm": st.booleans(),
-            "protocol": st.sampled_from(["https", "m3u8_native"]),
-        },
-    ),
-    max_size=8,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.data(), _formats)
-def test_choice_never_depends_on_the_order(data: Any, formats: list[dict[str, Any]]) -> None:
-    def result(listed: list[dict[str, Any]]) -> Any:
-        try:
-            picked = choose_formats(listed, 360, 44100, CODECS)
-        except ClipError as error:
-            return error.outcome
-        # What tells nothing from nothing is the same.
-        facts = ("format_id", "vcodec", "acodec", "language", "asr", "tbr")
-        return [
-            [entry.get(name) or None for name in facts]
-            + [min([side for side in (entry.get("width"), entry.get("height")) if side], default=0)]
-            for entry in picked
-        ]
-
-    shuffled = data.draw(st.permutations(formats))
-    first = result(formats)
-    assert result(shuffled) == first
-    for copied in (False, True):
-        with contextlib.suppress(ClipError):
-            heard = choose_sound(formats, 44100, copied=copied)
-            again = choose_sound(shuffled, 44100, copied=copied)
-            names = ("format_id", "vcodec", "acodec", "language", "asr", "tbr")
-            assert [heard.get(name) or None for name in names] == [
-                again.get(name) or None for name in names
-            ]
-            assert heard["url"]
-            assert heard["acodec"] != "none"
-    if isinstance(first, list):
-        picked = choose_formats(formats, 360, 44100, CODECS)
-        assert all(entry["url"] and not entry.get("has_drm") for entry in picked)
-        assert any(entry["vcodec"] != "none" for entry in picked)
-        assert any(entry["acodec"] != "none" for entry in picked)
-
+from acavdl.sandbox.catalog import Stage
 
 # --- facts -------------------------------------------------------------------------------------
 
@@ -669,6 +401,224 @@ def test_subtitles_of_a_monstrous_size_are_given_up(
     with pytest.raises(ClipError, match="more than 100 bytes") as raised:
         look_up(video_id(1))
     assert raised.value.outcome is Outcome.EXTRACTOR_BROKEN
+
+
+# --- full and light ----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def resolving(**options: Any) -> Iterator[Resolver]:
+    with (
+        contextlib.closing(Network()) as network,
+        contextlib.closing(Resolver(network, Reading(**options))) as made,
+    ):
+        yield made
+
+
+@pytest.fixture
+def light(online: Sandbox) -> Iterator[Resolver]:
+    with resolving(extraction="light") as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        video_id(1),
+        video_id(5),
+        video_id(2, master="m60"),
+        video_id(1, master="webm"),
+        video_id(1, fault=Fault.AD_WAIT),
+        video_id(1, fault=Fault.SUBTITLES_AUTOMATIC),
+    ],
+)
+def test_full_is_all_that_yt_dlp_finds(online: Sandbox, video: str) -> None:
+    """What costs less than yt-dlp's own way loses nothing of it: no field, format, language."""
+    params = {"quiet": True, "compat_opts": {"no-certifi"}}
+    with YoutubeDL(params, auto_init=False) as plain:
+        plain.add_info_extractor(YoutubeIE())
+        theirs = plain.extract_info(watch(video), download=False, process=False)
+    with resolving(writesubtitles="all") as resolver:
+        extractor = resolver._extractor(youtube=True)
+        ours = extractor.extract(watch(video))
+        source = resolver.resolve(watch(video))
+    assert ours.keys() == theirs.keys()
+    lists = ("formats", "subtitles", "automatic_captions")
+    same = [name for name in theirs if name not in (*lists, "__post_extractor")]
+    assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    assert [entry["format_id"] for entry in ours["formats"]] == [
+        entry["format_id"] for entry in theirs["formats"]
+    ]
+    for kind in ("subtitles", "automatic_captions"):
+        # In the format that is taken, and no other.
+        assert {name: [entry["ext"] for entry in ours[kind][name]] for name in ours[kind]} == (
+            {name: ["json3"] for name in theirs[kind]}
+        )
+    # What the site fills, the dataset holds.
+    assert [name for name, value in source.info.items() if value is None] == ["language"]
+    assert None not in source.counts.values()
+    assert source.info == typed_info(theirs)
+    assert source.counts == {name: theirs[name] for name in COUNT_FIELDS}
+
+
+def test_light_is_one_request(light: Resolver, online: Sandbox) -> None:
+    for number in (11, 12):
+        online.reset()
+        with Budget(30).scope() as budget:
+            light.resolve(watch(video_id(number)))
+        assert budget.requests == 1
+        stats = online.stats()
+        assert stats.requests["player"] == sum(stats.requests.values()) == 1
+
+
+@pytest.mark.parametrize("video", [video_id(1), video_id(5), video_id(1, fault=Fault.AD_WAIT)])
+def test_light_loses_what_is_documented_and_no_more(
+    resolver: Resolver, light: Resolver, video: str
+) -> None:
+    full, less = resolver.resolve(watch(video)), light.resolve(watch(video))
+    for found, lacking in ((full.info, less.info), (full.counts, less.counts)):
+        assert found.keys() == lacking.keys()
+        lost = {name for name in found if lacking[name] != found[name]}
+        assert lost == LIGHT_LACKS & found.keys()
+        assert all(lacking[name] is None for name in lost)
+    assert [stream.format_id for stream in less.streams] == [
+        stream.format_id for stream in full.streams
+    ]
+    assert (less.duration, less.headers) == (full.duration, full.headers)
+    assert full.available_at is not None
+    assert less.available_at == pytest.approx(full.available_at, abs=60)
+    documented = (Path(__file__).parent.parent / "docs" / "extraction.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| yes \| (yes|null) \|", documented, re.MULTILINE)
+    assert {name for name, there in rows if there == "null"} == LIGHT_LACKS
+    assert {name for name, there in rows if there == "yes"} | {"language"} == (
+        full.info.keys() | full.counts.keys()
+    ) - LIGHT_LACKS
+
+
+#: Failures that show in an extraction, and pages that `light` does not ask for.
+SEEN = [
+    fault
+    for fault in Fault
+    if fault.stage in (Stage.PLAYABILITY, Stage.FORMATS, Stage.PAGE, Stage.PLAYER)
+    and fault not in (Fault.PLAYER_HANGS, Fault.PLAYER_TRICKLES)
+]
+
+
+@pytest.mark.parametrize("fault", SEEN)
+def test_light_tells_failures_as_full_does(
+    resolver: Resolver, light: Resolver, fault: Fault
+) -> None:
+    outcomes: list[Outcome] = []
+    for made in (resolver, light):
+        with Budget(20).scope():
+            try:
+                made.resolve(watch(video_id(1, fault=fault)))
+                outcomes.append(Outcome.OK)
+            except ClipError as error:
+                outcomes.append(error.outcome)
+    full, less = outcomes
+    assert less is (Outcome.OK if fault.stage is Stage.PAGE else full)
+    assert full is not Outcome.OK or fault in (Fault.NO_PROGRESSIVE, Fault.AD_WAIT)
+
+
+def test_light_knows_no_translations(online: Sandbox) -> None:
+    """The list of languages to translate to stands on the watch page; the rest is the same."""
+    heard = video_id(1, fault=Fault.SUBTITLES_AUTOMATIC)
+    for extraction, languages in (("full", {"en", "de"}), ("light", {"en"})):
+        options: dict[str, Any] = {"writesubtitles": "all", "extraction": extraction}
+        source = look_up(heard, "en", "de", writeautomaticsub=True, **options)
+        assert source.subtitles is not None
+        assert source.subtitles.keys() == languages
+        source = look_up(BILINGUAL, "en", "de", **options)
+        assert texts(source) == {"en": ENGLISH, "de": GERMAN}
+
+
+def test_manifests_are_not_asked_for(resolver: Resolver, online: Sandbox) -> None:
+    online.reset()
+    with pytest.raises(ClipError):
+        resolver.resolve(watch(video_id(1, fault=Fault.LIVE)))
+    stats = online.stats()
+    assert stats.requests["page"] == stats.requests["player"] == 1
+    assert (sum(stats.requests.values()), stats.forbidden) == (2, 0)
+
+
+def test_arguments_of_the_user_win_one_by_one(online: Sandbox) -> None:
+    theirs = {"youtube": {"player_skip": ["js"], "lang": ["de"]}, "generic": {"impersonate": [""]}}
+    reading = {"extraction": "light", "ytdlp": {"extractor_args": theirs}}
+    with resolving(**reading) as resolver:
+        arguments = resolver._extractor(youtube=True).params["extractor_args"]
+        assert arguments == {
+            "youtube": {"skip": ["hls", "dash"], "player_skip": ["js"], "lang": ["de"]},
+            "generic": {"impersonate": [""]},
+        }
+        online.reset()
+        source = resolver.resolve(watch(video_id(1)))
+    assert online.stats().requests["page"] == 1
+    # The same fields whatever pages there were.
+    assert source.info["channel"] is None
+    for nothing in (None, {}, {"youtube": None}):
+        with resolving(ytdlp={"extractor_args": nothing}) as resolver:
+            assert resolver.resolve(watch(video_id(1))).info["channel"]
+
+
+@pytest.mark.parametrize("wrong", ["youtube:player_skip=js", {"youtube": ["player_skip=js"]}, [1]])
+def test_arguments_that_are_none_are_named(wrong: Any, no_variables: None) -> None:
+    with (
+        pytest.raises(UsageError, match=r"reading\.ytdlp\.extractor_args"),
+        resolving(ytdlp={"extractor_args": wrong}),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        '<script>var ytInitialData = {"contents": 1};</script><p>}</p>',
+        '<script nonce="x">window["ytInitialData"] = {"contents": 1};</script>',
+        '<script>f("ytInitialData")</script><script>ytInitialData = {"contents": 1}</script>',
+        '<p>ytInitialData</p><script>ytInitialData = {"contents": 1}</script>',
+        '<script>ytInitialData = {"contents": 1};',
+        'ytInitialData = {"contents": 1};',
+        '<script type="application/json" id="yt-initial-data">{"contents": 1}</script>',
+        "<script>ytInitialData = null;</script>",
+        "",
+    ],
+)
+def test_data_of_a_page_are_found_as_yt_dlp_finds_them(downloader: YoutubeDL, page: str) -> None:
+    plain = YoutubeIE(downloader)
+    theirs = plain.extract_yt_initial_data("x", page, fatal=False)
+    ours = downloader.get_info_extractor("Youtube")
+    assert ours.extract_yt_initial_data("x", page, fatal=False) == theirs
+    assert theirs == ({"contents": 1} if "contents" in page else {})
+
+
+def test_patterns_are_not_tried_on_the_whole_page(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[int] = []
+    original = YoutubeIE.extract_yt_initial_data
+
+    def search(self: YoutubeIE, item_id: str, webpage: str, fatal: bool = True) -> Any:
+        searched.append(len(webpage))
+        return original(self, item_id, webpage, fatal)
+
+    monkeypatch.setattr(YoutubeIE, "extract_yt_initial_data", search)
+    with Budget(20).scope() as budget:
+        resolver.resolve(watch(video_id(1)))
+    # The page is five times as large as what came over the wire.
+    assert len(searched) == 1
+    assert 0 < searched[0] < 2 * budget.bytes_received
+
+
+def test_light_is_for_one_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with (
+        site(lambda *_: (200, {"Content-Type": "video/mp4"}, b"media")) as server,
+        resolving(extraction="light") as resolver,
+        resolving() as full,
+    ):
+        url = server.url("/clip.mp4")
+        assert resolver.resolve(url).info == full.resolve(url).info
 
 
 # --- files of this machine ---------------------------------------------------------------------
