@@ -207,6 +207,11 @@ class Distribution:
         Videos in flight in each process.
     subjob_size
         Shards handed to Dask at a time.
+    slice
+        Seconds that a task works on a shard, where there can be checkpoints: it then begins no
+        other video, finishes those in flight, and another task goes on, anywhere.
+    checkpoint
+        Clips between two checkpoints of an open shard: as many are lost with a worker, at most.
     max_shard_retry
         How often a shard that failed (storage, a bug) is tried again within a run.
     """
@@ -214,6 +219,8 @@ class Distribution:
     processes_count: int | None = None
     thread_count: int = 16
     subjob_size: int = 1000
+    slice: float = 1200.0
+    checkpoint: int = 64
     max_shard_retry: int = 1
 
 

@@ -164,8 +164,10 @@ def download(plan: PlanReport, client: Client | None = None) -> Any:
 
 
 def _results_of_shard(clips: pd.DataFrame, job: Job) -> pd.DataFrame:
-    shard = report_of(process_shard(clips, job)).shard
-    return read_rows(job.store, shard, job.config.storage.oom_shard_count)
+    report = report_of(process_shard(clips, job))
+    while report.state == "partial":
+        report = report_of(process_shard(clips, job))
+    return read_rows(job.store, report.shard, job.config.storage.oom_shard_count)
 
 
 def run(
@@ -401,7 +403,12 @@ def _work_off(
                 if future.status == "finished":
                     report = report_of(future.result())
                     _take(report, roll_up)
-                    tracker.shard_finished(report)
+                    if report.state == "partial":
+                        again = _submit(client, [replace(place, slice=place.slice + 1)], job)
+                        running |= again
+                        finished.update(list(again))
+                    else:
+                        tracker.shard_finished(report)
                 else:
                     error = future.exception() if future.status == "error" else None
                     cause = f"{type(error).__name__}: {error}" if error else future.status
@@ -429,7 +436,7 @@ def _take(report: ShardReport, roll_up: RollUp) -> None:
     progress = ShardProgress(
         report.shard, report.host, Counter(report.counts), report.bytes_fetched
     )
-    roll_up.update(progress, finished=True)
+    roll_up.update(progress, finished=report.state != "partial")
 
 
 @contextlib.contextmanager

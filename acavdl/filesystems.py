@@ -80,8 +80,11 @@ class Files(Protocol):
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading; it can seek."""
 
-    def stage(self, name: str) -> Staged:
-        """Open a file that appears when it is committed."""
+    def stage(self, name: str, kept: str | None = None) -> Staged:
+        """Open a file that appears when it is committed.
+
+        `kept` is where it lies till then, and stays after a checkpoint, if the file system can.
+        """
 
     def lock(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Keep other processes out of the block, as far as the file system can."""
@@ -164,6 +167,7 @@ class Staged(io.RawIOBase):
         self._shown = shown
         self._sha256 = hashlib.sha256()
         self._committed = False
+        self._kept = False
 
     @property
     def sha256(self) -> str:
@@ -186,6 +190,20 @@ class Staged(io.RawIOBase):
         """Return the bytes written so far."""
         return self.size
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there can be checkpoints."""
+        return False
+
+    def checkpoint(self) -> None:
+        """Make what was written so far durable, and keep it.
+
+        It then lies under the name that `Files.stage` got as `kept`, and is not discarded.
+        """
+        with told("write", self._shown):
+            self._keep()
+        self._kept = True
+
     def commit(self) -> None:
         """Put the file in its place (also over an older one): durable, in one step."""
         with told("write", self._shown):
@@ -198,8 +216,11 @@ class Staged(io.RawIOBase):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Discard the file unless it was committed; that must not hide why it was not."""
-        if not self._committed:
+        """Discard the file unless it was committed or kept; that must not hide why it was not."""
+        if self._kept and not self._committed:
+            with contextlib.suppress(OSError):
+                self._let_go()
+        elif not self._committed:
             with contextlib.suppress(StorageError), told("discard", self._shown):
                 self._discard()
         super().__exit__(kind, error, trace)
@@ -212,6 +233,12 @@ class Staged(io.RawIOBase):
 
     def _discard(self) -> None:
         raise NotImplementedError
+
+    def _keep(self) -> None:
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """Close what is kept."""
 
 
 # --- local and shared file systems -------------------------------------------------------------
@@ -245,12 +272,13 @@ class LocalFiles:
         with told("read", self.path(name)):
             return (self._root / name).open("rb")
 
-    def stage(self, name: str) -> Staged:  # noqa: D102
+    def stage(self, name: str, kept: str | None = None) -> Staged:  # noqa: D102
         target = self._root / name
         unique = f"{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         with told("write to", str(target.parent)):
             target.parent.mkdir(parents=True, exist_ok=True)
-            return _LocalStaged(target, target.with_name(f".{target.name}.{unique}.tmp"))
+            temporary = target.with_name(f".{target.name}.{unique}.tmp")
+            return _LocalStaged(target, temporary, None if kept is None else self._root / kept)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -277,7 +305,8 @@ class LocalFiles:
     def sweep(self) -> list[str]:
         """Remove staged files of processes of this host that are gone."""
         swept = []
-        folders = (self._root, self._root / "_acavdl", self._root / "_acavdl/plan")
+        ours = self._root / "_acavdl"
+        folders = (self._root, ours, ours / "plan", *ours.glob("open/*"))
         with told("remove leftovers in", str(self._root)):
             for folder in (*folders, *(path for path in self._shards() if path.is_dir())):
                 for path in folder.glob(".*.tmp") if folder.is_dir() else ():
@@ -325,9 +354,10 @@ def _order(name: str) -> tuple[bool, str]:
 
 
 class _LocalStaged(Staged):
-    def __init__(self, target: Path, temporary: Path) -> None:
+    def __init__(self, target: Path, temporary: Path, kept: Path | None) -> None:
         super().__init__(str(target))
         self._target = target
+        self._place = kept
         self._temporary = temporary
         self._file = temporary.open("xb")
 
@@ -346,6 +376,25 @@ class _LocalStaged(Staged):
         with contextlib.suppress(OSError):
             self._file.close()
         self._temporary.unlink(missing_ok=True)
+
+    @property
+    def keeps(self) -> bool:
+        return self._place is not None
+
+    def _keep(self) -> None:
+        if self._place is None:
+            raise ValueError(f"{self._target} has no place to be kept in")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._temporary != self._place:
+            # Out of the way of what removes the leftovers of processes that are gone.
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self._temporary.replace(self._place)
+            self._temporary = self._place
+            _sync_folder(self._place.parent)
+
+    def _let_go(self) -> None:
+        self._file.close()
 
 
 def _locked(path: Path) -> BinaryIO:
@@ -424,7 +473,7 @@ class RemoteFiles:
         with told("read", self.path(name)):
             return cast("BinaryIO", _Told(self._fs.open(self._at(name), "rb"), self.path(name)))
 
-    def stage(self, name: str) -> Staged:  # noqa: D102
+    def stage(self, name: str, kept: str | None = None) -> Staged:  # noqa: D102
         with told("write to", self.path(name)):
             if self._is_s3:
                 return _S3Staged(self._fs, self._at(name), self.path(name))

@@ -51,6 +51,7 @@ def in_order(
     works: Iterable[Work[_Result]],
     limit: float,
     stopping: threading.Event,
+    draining: Callable[[], bool] = lambda: False,
 ) -> Iterator[_Result]:
     """Run pieces of work in a pool; yield all results in the order of the pieces.
 
@@ -59,6 +60,8 @@ def in_order(
     limit
         Weight of all that is begun, and whose results have not been taken yet. A piece that is
         heavier is run when no other is.
+    draining
+        Tells that no other piece is to be begun: those that are in flight are finished.
 
     Raises
     ------
@@ -71,10 +74,16 @@ def in_order(
     try:
         while following is not None or waiting:
             held = sum(place.weight for place in waiting)
-            while following is not None and (not waiting or held + following.weight <= limit):
+            while (
+                following is not None
+                and (not waiting or held + following.weight <= limit)
+                and not draining()
+            ):
                 waiting.append(_Place(pool, following))
                 held += following.weight
                 following = next(source, None)
+            if not waiting:
+                return
             first = waiting[0]
             step = first.result(stopping)
             # What comes next goes on while results are taken.

@@ -349,6 +349,20 @@ KEYS: tuple[Key, ...] = (
         "Shards handed to Dask at a time.",
     ),
     Key(
+        "distribution.slice",
+        "distribution",
+        "slice",
+        _positive,
+        "Seconds that a task works on a shard before another one goes on, anywhere.",
+    ),
+    Key(
+        "distribution.checkpoint",
+        "distribution",
+        "checkpoint",
+        _count,
+        "Clips of an open shard between two checkpoints.",
+    ),
+    Key(
         f"{_ARGS}.precision",
         "clipping",
         "precision",

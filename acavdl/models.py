@@ -201,7 +201,8 @@ class ClipResult:
 class ShardReport:
     """What one shard task tells the driver; the truth itself is on disk.
 
-    `state` is ``done`` (published by this task) or ``present`` (found published). `clips` are the
+    `state` is ``done`` (published by this task), ``present`` (found published) or ``partial`` (its
+    slice was over: another task goes on). `clips` are the
     rows of its parquet: more than were planned where subtitles become clips. `counts` maps
     outcomes to clips; `bytes_fetched` and `bytes_stored` are bytes, `seconds` wall seconds.
     """

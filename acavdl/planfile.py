@@ -140,12 +140,13 @@ def open_part(store: Store, name: str) -> Iterator[pq.ParquetFile]:
 
 @dataclass(frozen=True)
 class ShardPlace:
-    """Where the plan holds a shard, and how often it was tried in this run."""
+    """Where the plan holds a shard; how often it failed in this run, and which slice it is."""
 
     shard: int
     name: str
     group: int
     attempt: int = 0
+    slice: int = 0
 
 
 def read_shard(place: ShardPlace, store: Store) -> pd.DataFrame:

@@ -45,8 +45,6 @@ _NOT_SUPPORTED = {
     _YT: "sizes and metadata; options for yt-dlp go under reading.ytdlp",
     "stage": "acavdl downloads; the other stages are the reference's",
     "reading.give_up_after": "not yet: a refusal does not stop a run",
-    "distribution.slice": "not yet: a shard is made in one go",
-    "distribution.checkpoint": "not yet: a shard is made in one go",
     "distribution.slurm": "not yet: acavdl runs on one machine",
 }
 _SECTIONS = ("subsampling", "reading", "storage", "distribution")

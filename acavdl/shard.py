@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import itertools
 import logging
@@ -32,6 +31,7 @@ from acavdl.errors import ClipError, Outcome, Retry, StorageError
 from acavdl.fetch import NoRangesError, RemoteFile, fetch_file
 from acavdl.governor import wait_for_lease
 from acavdl.inflight import Step, StoppedError, Work, in_order
+from acavdl.journal import Journal, Resumed
 from acavdl.ledger import Published, published, shard_name
 from acavdl.media import File, LocalFile, Media
 from acavdl.models import Clip, ClipResult, Cut, Line, ShardReport, Source, Stream
@@ -161,71 +161,193 @@ def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
 
 
 def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
-    """Make and publish the shard that `clips` (all of one shard, in order) stand for."""
+    """Make the shard that `clips` (all of one shard, in order) stand for, and publish it.
+
+    It goes on behind the last checkpoint of any task on this shard. Where there can be checkpoints,
+    it begins no other video when `distribution.slice` is over, and returns with a ``partial`` one.
+    """
     shard, begun = clips[0].shard, time.monotonic()
-    started_at = datetime.datetime.now(datetime.UTC)
     store, host = job.store, socket.gethostname()
-    digits = job.config.storage.oom_shard_count
+    digits, layout = job.config.storage.oom_shard_count, job.layout
     found = published(store, shard, digits)
     if found is not None:
         return _present(found, host)
-    name, finished = shard_name(shard, digits), Finished(host, EXTRACTOR_VERSION)
-    counter, rows, layout = _Counter(shard, host), [], job.layout
+    name, journal = shard_name(shard, digits), Journal(store, shard_name(shard, digits))
+    resumed = _usable(journal.resumed(), clips, job)
     with contextlib.ExitStack() as stack:
-        samples = stack.enter_context(_sample_writer(store, name, job))
-        parquet = stack.enter_context(store.stage(f"{name}.parquet"))
-        maker = stack.enter_context(_Maker(job))
-        for result in maker.results(by_video(clips)):
-            if result.cut is not None:
-                samples.write(result)
-            rows.append(row_of(result, finished, time.time_ns() // 1_000_000, layout))
-            counter.add(result)
+        samples = stack.enter_context(_sample_writer(job, name, journal, resumed))
+        made = _Open(clips, job, samples, journal, resumed)
+        with _Maker(job) as maker:
+            made.work_off(maker)
+        if made.done < len(clips):
+            made.save()
+            return made.report("partial")
         samples.close()
-        pq.write_table(parquet_table(rows, layout), parquet)
+        parquet = stack.enter_context(store.stage(f"{name}.parquet"))
+        pq.write_table(parquet_table(made.rows, layout), parquet)
         with store.lock(name):
             found = published(store, shard, digits)
             if found is not None:
                 # Another copy of this task was quicker: what stands there stays.
+                journal.clear()
                 return _present(found, host)
             samples.commit()
             parquet.commit()
-            stats = {
-                **_reference_stats(counter.counts, started_at, time.monotonic() - begun),
-                "bytes_downloaded": counter.bytes_fetched,
-                "outcomes": dict(counter.counts),
-                "host": host,
-                "files": {
-                    **samples.stats(),
-                    "parquet": {"bytes": parquet.size, "sha256": parquet.sha256},
-                },
+            files = {
+                **samples.stats(),
+                "parquet": {"bytes": parquet.size, "sha256": parquet.sha256},
             }
             # Last: a shard counts as published when its stats are there and tell the truth.
-            store.write(f"{name}_stats.json", orjson.dumps(stats, option=orjson.OPT_INDENT_2))
+            stats = orjson.dumps(made.stats(files), option=orjson.OPT_INDENT_2)
+            store.write(f"{name}_stats.json", stats)
             if published(store, shard, digits) is None:
                 raise StorageError(f"shard {name} is not there, though it was just published")
-    return ShardReport(
-        shard=shard,
-        state="done",
-        clips=counter.counts.total(),
-        counts=dict(counter.counts),
-        bytes_fetched=counter.bytes_fetched,
-        bytes_stored=samples.size,
-        seconds=time.monotonic() - begun,
-        host=host,
-    )
+        journal.clear()
+    return replace(made.report("done"), seconds=time.monotonic() - begun)
+
+
+def _usable(resumed: Resumed, clips: Sequence[Clip], job: Job) -> Resumed:
+    """Return what an open shard has made, if it is this one's, and all of it is there."""
+    rows, state = resumed.rows, resumed.state
+    lines = job.config.storage.captions_are_subtitles
+    expected = [clip.key for clip in clips[: len(rows)]]
+    if not rows or not (lines or [row["key"] for row in rows] == expected):
+        return Resumed()
+    if "tar" in state and (job.store.size(state["tar"]) or 0) < state["bytes"]:
+        return Resumed()
+    return resumed
 
 
 @contextlib.contextmanager
-def _sample_writer(store: Store, name: str, job: Job) -> Iterator[SampleWriter]:
-    """Open what the shard's samples go into: a tar, or a folder of files."""
+def _sample_writer(
+    job: Job, name: str, journal: Journal, resumed: Resumed
+) -> Iterator[SampleWriter]:
+    """Open what the shard's samples go into, a tar or a folder of files, behind a checkpoint."""
+    store, state = job.store, resumed.state
     if job.config.output.output_format == "files":
-        yield FolderWriter(store, name, job.layout)
+        yield FolderWriter(store, name, job.layout, state.get("written"))
         return
-    with (
-        store.stage(f"{name}.tar") as tar,
-        contextlib.closing(TarWriter(tar, job.layout)) as samples,
-    ):
-        yield samples
+    kept = journal.path("tar")
+    with store.stage(f"{name}.tar", kept) as tar:
+        if "tar" in state:
+            store.copy(state["tar"], state["bytes"], tar)
+        with contextlib.closing(TarWriter(tar, job.layout, kept)) as samples:
+            yield samples
+
+
+class _Open:
+    """A shard on its way: its samples, rows and counts so far, and when it is to be saved.
+
+    Attributes
+    ----------
+    rows : list of dict
+        Of its parquet.
+    done : int
+        Clips of the plan that they stand for.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        job: Job,
+        samples: SampleWriter,
+        journal: Journal,
+        resumed: Resumed,
+    ) -> None:
+        host = socket.gethostname()
+        self._clips, self._samples, self._journal = clips, samples, journal
+        self._layout, self._distribution = job.layout, job.config.distribution
+        self._lines = job.config.storage.captions_are_subtitles
+        self._finished = Finished(host, EXTRACTOR_VERSION)
+        self._begun = time.monotonic()
+        self._before = float(resumed.state.get("seconds", 0.0))
+        self._started_at = float(resumed.state.get("started_at", time.time()))
+        self.rows: list[Mapping[str, Any]] = list(resumed.rows)
+        self.done = int(resumed.state.get("done", 0))
+        # What a resumed shard has must be in the first checkpoint of its own.
+        self._saved, self._whole = 0, len(self.rows)
+        self._counter = _Counter(clips[0].shard, host)
+        self._counter.restore(self.rows)
+
+    def work_off(self, maker: _Maker) -> None:
+        """Make what is missing, or as much of it as the slice has time for."""
+        ends_at, before = self._begun + self._distribution.slice, len(self.rows)
+
+        def over() -> bool:
+            # However short a slice is, it makes something.
+            late = time.monotonic() > ends_at and len(self.rows) > before
+            return self._samples.keeps and late
+
+        left = self._clips[self.done :]
+        places = {clip.row: place for place, clip in enumerate(left, start=self.done)}
+        place: int | None = None
+        try:
+            for result in maker.results(by_video(left), over):
+                if self._lines and place is not None and place != places[result.clip.row]:
+                    # All lines of the video before are there.
+                    self._pass(place)
+                place = places[result.clip.row]
+                self._add(result)
+                if not self._lines:
+                    self._pass(place)
+        except StoppedError:
+            self.save()
+            raise
+        if place is not None:
+            self._pass(place)
+
+    def _add(self, result: ClipResult) -> None:
+        if result.cut is not None:
+            self._samples.write(result)
+        now = time.time_ns() // 1_000_000
+        self.rows.append(row_of(result, self._finished, now, self._layout))
+        self._counter.add(result)
+
+    def _pass(self, place: int) -> None:
+        """Note that a clip of the plan is made, and save what there is if it is time."""
+        self.done, self._whole = place + 1, len(self.rows)
+        if self._whole - self._saved >= self._distribution.checkpoint:
+            self.save()
+
+    def save(self) -> None:
+        """Make a checkpoint, if there can be one, and clips since the last one."""
+        if not self._samples.keeps or len(self.rows) != self._whole or self._whole == self._saved:
+            return
+        state = {
+            **self._samples.checkpoint(),
+            "done": self.done,
+            "seconds": self._seconds(),
+            "started_at": self._started_at,
+        }
+        rows = self.rows[self._saved :]
+        self._journal.save(parquet_table(rows, self._layout), state)
+        self._saved = self._whole
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._begun
+
+    def stats(self, files: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the shard's stats; `files` tells sizes and hashes."""
+        return {
+            **_reference_stats(self._counter.counts, self._started_at, self._seconds()),
+            "bytes_downloaded": self._counter.bytes_fetched,
+            "outcomes": dict(self._counter.counts),
+            "host": self._finished.host,
+            "files": files,
+        }
+
+    def report(self, state: str) -> ShardReport:
+        """Return what the driver is told."""
+        return ShardReport(
+            shard=self._clips[0].shard,
+            state=state,
+            clips=self._counter.counts.total(),
+            counts=dict(self._counter.counts),
+            bytes_fetched=self._counter.bytes_fetched,
+            bytes_stored=self._samples.size,
+            seconds=self._seconds(),
+            host=self._finished.host,
+        )
 
 
 def _present(found: Published, host: str) -> ShardReport:
@@ -242,22 +364,19 @@ def report_of(frame: pd.DataFrame) -> ShardReport:
     return ShardReport(**row)
 
 
-def _reference_stats(
-    counts: Counter[str], started_at: datetime.datetime, seconds: float
-) -> dict[str, object]:
+def _reference_stats(counts: Counter[str], started_at: float, seconds: float) -> dict[str, object]:
     """Return the keys of the reference's ``_stats.json``; times in its format, in UTC."""
     status = Counter[str]()
     for name, number in counts.items():
         status[status_of(Outcome(name))] += number
-    ended_at = started_at + datetime.timedelta(seconds=seconds)
     return {
         "count": counts.total(),
         "successes": status["success"],
         "failed_to_download": status["failed_to_download"],
         "failed_to_subsample": status["failed_to_subsample"],
         "duration": seconds,
-        "start_time": started_at.timestamp(),
-        "end_time": ended_at.timestamp(),
+        "start_time": started_at,
+        "end_time": time.time(),
         "status_dict": {"success" if n == Outcome.OK else n: c for n, c in counts.items()},
     }
 
@@ -270,6 +389,12 @@ class _Counter:
         self.counts: Counter[str] = Counter()
         self.bytes_fetched = 0
         self._told = time.monotonic()
+
+    def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Count what was made before."""
+        for row in rows:
+            self.counts[row["outcome"]] += 1
+            self.bytes_fetched += row["bytes_fetched"]
 
     def add(self, result: ClipResult) -> None:
         self.counts[str(result.outcome)] += 1
@@ -308,11 +433,14 @@ class _Maker:
         self._network.close()
         self._folder.cleanup()
 
-    def results(self, videos: Iterable[list[Clip]]) -> Iterator[ClipResult]:
+    def results(
+        self, videos: Iterable[list[Clip]], draining: Callable[[], bool]
+    ) -> Iterator[ClipResult]:
         """Yield the results of all clips in the order of the plan.
 
         Videos begin in that order, too; those that finish early wait, and `_AHEAD` × threads clips
-        are begun before the earliest is written, at most.
+        are begun before the earliest is written, at most. When `draining` tells so, no other one is
+        begun.
         """
         timeout = self._reading.timeout
         works = (
@@ -322,7 +450,8 @@ class _Maker:
             )
             for clips in videos
         )
-        yield from in_order(self._pool, works, _AHEAD * self._threads, _stopping)
+        limit = _AHEAD * self._threads
+        yield from in_order(self._pool, works, limit, _stopping, draining)
 
     def _turn(self, video: _Video) -> Step[ClipResult]:
         """Go on with a video until its next clips are made, or the site asks to wait."""

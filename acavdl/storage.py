@@ -137,6 +137,10 @@ def shown(url: str) -> str:
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}{'?…' if mark else ''}"
 
 
+#: Bytes copied at a time.
+_COPY_BYTES = 1 << 20
+
+
 class Store:
     """A folder of a dataset, on any file system of fsspec.
 
@@ -251,17 +255,35 @@ class Store:
             staged.write(data)
             staged.commit()
 
-    def stage(self, name: str) -> Staged:
+    def stage(self, name: str, kept: str | None = None) -> Staged:
         """Open a file that appears under `name` when it is committed, and else never.
 
-        To be used in a ``with``: at its end, what is not committed is discarded.
+        To be used in a ``with``: at its end, what is not committed is discarded, unless there was a
+        checkpoint: then it stays under the name `kept`.
 
         Raises
         ------
         StorageError
             If it can't be opened, written or committed.
         """
-        return self._files.stage(name)
+        return self._files.stage(name, kept)
+
+    def copy(self, name: str, size: int, target: Staged) -> None:
+        """Write the first `size` bytes of a file to another one on its way.
+
+        Raises
+        ------
+        StorageError
+            If it can't be read, or ends before.
+        """
+        with self.open(name) as file:
+            while size:
+                with told("read", self.path(name)):
+                    data = file.read(min(size, _COPY_BYTES))
+                if not data:
+                    raise StorageError(f"{self.path(name)} is {size} bytes short")
+                target.write(data)
+                size -= len(data)
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there.

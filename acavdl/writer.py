@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -213,8 +213,15 @@ class SampleWriter(Protocol):
     def size(self) -> int:
         """Bytes written so far."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether there can be checkpoints."""
+
     def write(self, result: ClipResult) -> None:
         """Append a successful clip."""
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Make what was written durable; return what another writer goes on from."""
 
     def close(self) -> None:
         """End what was written; more than once is the same as once."""
@@ -226,31 +233,53 @@ class SampleWriter(Protocol):
         """Return what the shard's stats tell of its files, beside the parquet."""
 
 
+class _Tar(webdataset.TarWriter):  # type: ignore[misc]
+    """webdataset's writer without a buffer of its own, so that it can go on behind a checkpoint."""
+
+    @staticmethod
+    def tarmode(fileobj: Any, compress: Any = None) -> str:
+        """Return the mode of `tarfile` that writes at the file's place."""
+        return "w"
+
+
 class TarWriter:
     """Writes samples into a tar: members in the order of the calls, the same bytes every time.
 
     Parameters
     ----------
     file
-        Where the tar goes; written from front to end.
+        Where the tar goes; written from front to end. What is in it already stays: whole members.
+    kept
+        Name under which the file stays after a checkpoint.
     layout
         What the samples hold.
     """
 
-    def __init__(self, file: Staged, layout: Layout = _PLAIN) -> None:
+    def __init__(self, file: Staged, layout: Layout = _PLAIN, kept: str | None = None) -> None:
         self._file = file
         self._layout = layout
+        self._kept = kept
         self._closed = False
-        self._tar = webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="")
+        self._tar = _Tar(file, encoder=False, mtime=0, user="", group="")
 
     @property
     def size(self) -> int:
         """Bytes of the tar so far."""
         return self._file.size
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the tar can be kept before it is whole."""
+        return self._file.keeps
+
     def write(self, result: ClipResult) -> None:
         """Append a successful clip."""
         self._tar.write({"__key__": result.clip.key, **members_of(result, self._layout)})
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return where the tar lies, and how much of it there is."""
+        self._file.checkpoint()
+        return {"tar": self._kept, "bytes": self._file.size}
 
     def close(self) -> None:
         """Write the end of the tar, once; the file stays open."""
@@ -281,18 +310,33 @@ class FolderWriter:
         The shard's folder in it.
     layout
         What the samples hold.
+    written
+        What a checkpoint told of files that are there.
     """
 
-    def __init__(self, store: Store, folder: str, layout: Layout = _PLAIN) -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        layout: Layout = _PLAIN,
+        written: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
         self._store = store
         self._folder = folder
         self._layout = layout
-        self._written: dict[str, tuple[int, str]] = {}
+        self._written: dict[str, tuple[int, str]] = {
+            name: (size, sha256) for name, (size, sha256) in (written or {}).items()
+        }
 
     @property
     def size(self) -> int:
         """Bytes of all files so far."""
         return sum(size for size, _ in self._written.values())
+
+    @property
+    def keeps(self) -> bool:
+        """True: each file is there as soon as it is written."""
+        return True
 
     def write(self, result: ClipResult) -> None:
         """Write the files of a successful clip."""
@@ -302,6 +346,10 @@ class FolderWriter:
                 file.write(data)
                 file.commit()
                 self._written[name] = file.size, file.sha256
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Return sizes and hashes of the files: they are durable."""
+        return {"written": dict(self._written)}
 
     def close(self) -> None:
         """Do nothing: each file is closed."""
@@ -374,6 +422,6 @@ def status_of(outcome: Outcome) -> str:
     return "failed_to_subsample" if outcome.stage is Stage.CUT else "failed_to_download"
 
 
-def parquet_table(rows: list[dict[str, Any]], layout: Layout = _PLAIN) -> pa.Table:
+def parquet_table(rows: Sequence[Mapping[str, Any]], layout: Layout = _PLAIN) -> pa.Table:
     """Return the rows as a table of `schema_of`."""
-    return cast("pa.Table", pa.Table.from_pylist(rows, schema=schema_of(layout)))
+    return cast("pa.Table", pa.Table.from_pylist(list(rows), schema=schema_of(layout)))

@@ -98,6 +98,8 @@ def test_what_changes_samples_or_shards_changes_the_fingerprint(
         ("distribution", {"processes_count": 3}),
         ("distribution", {"thread_count": 3}),
         ("distribution", {"subjob_size": 3}),
+        ("distribution", {"slice": 3.0}),
+        ("distribution", {"checkpoint": 3}),
         ("distribution", {"max_shard_retry": 3}),
         ("storage", {"options": {"profile": "x"}}),
         ("tracking", {"enable_wandb": True, "wandb_project": "p"}),
@@ -117,6 +119,7 @@ def test_every_setting_is_known_to_matter_or_not() -> None:
     matters = {name for name, _ in BASE.fingerprint().items()}
     assert {name for _, name in names} - matters == {
         *("timeout", "retries", "sampler", "ytdlp", "rate_limit", "egress", "fetch"),
+        *("slice", "checkpoint"),
         *("processes_count", "thread_count", "subjob_size", "max_shard_retry", "options"),
         *("enable_wandb", "wandb_project"),
     }

@@ -522,11 +522,9 @@ def test_each_line_has_its_time(
 
 def test_lines_without_measure_are_refused_before_they_are_made() -> None:
     source = Source((), {}, None, None, {}, subtitles={"en": (Line(0, 999_999_999, "x"),)})
-    begun = time.monotonic()
     with pytest.raises(ClipError, match="more than") as raised:
         shard._line_clips([whole("a")], source, Clipping(max_length=0.001))
     assert raised.value.outcome is Outcome.NO_SUBTITLES
-    assert time.monotonic() - begun < 10
 
 
 # --- parts of files, and whole ones -------------------------------------------------------------
