@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import urllib3
 import urllib3.exceptions
+from isal import igzip, isal_zlib
 from yt_dlp import YoutubeDL
 from yt_dlp.extractor import get_info_extractor
 from yt_dlp.extractor.common import InfoExtractor
@@ -349,10 +351,16 @@ class _LeanReading(InfoExtractor):  # type: ignore[misc]
     """An override for yt-dlp's YouTube extractor: the same is found in less time."""
 
     def extract_yt_initial_data(self, item_id: str, webpage: str, fatal: bool = True) -> Any:
-        """Look into the script that has the data, then into the page: patterns take 4 ms for it."""
-        script = _script_with("ytInitialData", webpage)
-        found = script and super().extract_yt_initial_data(item_id, script, fatal=False)
-        return found or super().extract_yt_initial_data(item_id, webpage, fatal=fatal)
+        """Read the script that has the data, else look for them: patterns and json take 6 ms."""
+        script = _script_with("ytInitialData", webpage) or ""
+        start = script.find("{", script.find("ytInitialData"))
+        try:
+            found = orjson.loads(script[start : script.rfind("}") + 1])
+        except orjson.JSONDecodeError:
+            found = None
+        if isinstance(found, dict):
+            return found
+        return super().extract_yt_initial_data(item_id, webpage, fatal=fatal)
 
 
 def _script_with(name: str, page: str) -> str | None:
@@ -466,8 +474,12 @@ class _Body(Response):  # type: ignore[misc]
         self._charged = 0
 
     def read(self, amt: int | None = None) -> bytes:
+        packed = self._answer.headers.get("Content-Encoding") == "gzip"
         with _errors_as_yt_dlp():
-            data = self._answer.read(amt, decode_content=True)
+            if amt is None and packed and not self._answer.tell():
+                data = _unpacked(self._answer.read(decode_content=False))
+            else:
+                data = self._answer.read(amt, decode_content=True)
         if amt is None:
             # urllib3 gives the connection back at the end of the body; a full read is that.
             self._answer.release_conn()
@@ -477,6 +489,20 @@ class _Body(Response):  # type: ignore[misc]
             budget.bytes_received += total - self._charged
             self._charged = total
         return data
+
+
+def _unpacked(data: bytes) -> bytes:
+    """Return what was packed with gzip; in a third of the time that zlib takes.
+
+    Raises
+    ------
+    urllib3.exceptions.DecodeError
+        If it is something else.
+    """
+    try:
+        return bytes(igzip.decompress(data))  # type: ignore[no-untyped-call]
+    except (OSError, EOFError, isal_zlib.IsalError) as error:  # type: ignore[misc]
+        raise urllib3.exceptions.DecodeError(f"a body that is no gzip: {error}") from error
 
 
 def _whole(body: _Body) -> Response:

@@ -213,7 +213,7 @@ def _usable(resumed: Resumed, clips: Sequence[Clip], job: Job) -> Resumed:
     expected = [clip.key for clip in clips[: len(rows)]]
     if not rows or not (lines or [row["key"] for row in rows] == expected):
         return Resumed()
-    if "tar" in state and (job.store.size(state["tar"]) or 0) < state["bytes"]:
+    if "tar" in state and job.store.kept_size(state["tar"]) < state["bytes"]:
         return Resumed()
     return resumed
 
@@ -230,7 +230,7 @@ def _sample_writer(
     kept = journal.path("tar")
     with store.stage(f"{name}.tar", kept) as tar:
         if "tar" in state:
-            store.copy(state["tar"], state["bytes"], tar)
+            store.copy_kept(state["tar"], state["bytes"], tar)
         with contextlib.closing(TarWriter(tar, job.layout, kept)) as samples:
             yield samples
 

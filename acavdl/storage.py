@@ -137,10 +137,6 @@ def shown(url: str) -> str:
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}{'?…' if mark else ''}"
 
 
-#: Bytes copied at a time.
-_COPY_BYTES = 1 << 20
-
-
 class Store:
     """A folder of a dataset, on any file system of fsspec.
 
@@ -268,22 +264,30 @@ class Store:
         """
         return self._files.stage(name, kept)
 
-    def copy(self, name: str, size: int, target: Staged) -> None:
-        """Write the first `size` bytes of a file to another one on its way.
+    def kept_size(self, kept: str) -> int:
+        """Return how many bytes there are of what `stage` got as `kept`.
+
+        Raises
+        ------
+        StorageError
+            If the file system doesn't tell.
+        """
+        return self._files.kept_size(kept)
+
+    def copy_kept(self, kept: str, size: int, target: Staged) -> None:
+        """Write the first `size` bytes of what a checkpoint has kept to another file on its way.
 
         Raises
         ------
         StorageError
             If it can't be read, or ends before.
         """
-        with self.open(name) as file:
-            while size:
-                with told("read", self.path(name)):
-                    data = file.read(min(size, _COPY_BYTES))
-                if not data:
-                    raise StorageError(f"{self.path(name)} is {size} bytes short")
-                target.write(data)
-                size -= len(data)
+        for data in self._files.read_kept(kept):
+            target.write(memoryview(data)[:size])
+            size -= min(size, len(data))
+            if not size:
+                return
+        raise StorageError(f"{self.path(kept)} is {size} bytes short")
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there.

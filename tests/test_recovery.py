@@ -19,8 +19,9 @@ import pandas as pd
 import pytest
 from helpers import write_csv
 
-from acavdl import driver, shard
+from acavdl import driver, filesystems, shard
 from acavdl.config import Config, Distribution, Output, Reading, Storage
+from acavdl.filesystems import KEPT_BYTES
 from acavdl.inflight import StoppedError
 from acavdl.journal import Journal
 from acavdl.models import Clip
@@ -86,9 +87,9 @@ def _work(rows: Sequence[Clip], job: Job) -> None:
     make_shard(rows, job)
 
 
-def saved(folder: Path) -> int:
+def saved(job: Job) -> int:
     """Return how many clips are in checkpoints."""
-    return len(Journal(Job(str(folder), CONFIG, captions=False).store, "00003").resumed().rows)
+    return len(Journal(job.store, "00003").resumed().rows)
 
 
 def kill_in_the_middle(rows: Sequence[Clip], job: Job, least: int) -> None:
@@ -96,7 +97,7 @@ def kill_in_the_middle(rows: Sequence[Clip], job: Job, least: int) -> None:
     process = multiprocessing.get_context("spawn").Process(target=_work, args=(rows, job))
     process.start()
     until = time.monotonic() + 120
-    while saved(Path(job.output_folder)) < least and process.is_alive():
+    while saved(job) < least and process.is_alive():
         assert time.monotonic() < until
         time.sleep(0.02)
     os.kill(process.pid or 0, signal.SIGKILL)
@@ -111,7 +112,7 @@ def test_after_a_kill_the_rest_is_made(online: Sandbox, tmp_path: Path, config: 
     online.reset()
     kill_in_the_middle(rows, job, least=10)
     assert not (out / "00003_stats.json").exists()
-    there = saved(out)
+    there = saved(job)
     assert 10 <= there < len(rows)
     done = {clip.video_id for clip in rows[:there]}
     before = {name: dict(asked) for name, asked in online.stats().videos.items()}
@@ -133,7 +134,7 @@ def test_a_second_kill_is_as_good_as_one(online: Sandbox, tmp_path: Path) -> Non
     for least in (8, 20):
         kill_in_the_middle(rows, job, least)
         job.store.sweep()
-    assert saved(out) >= 20
+    assert saved(job) >= 20
     assert make_shard(rows, job).state == "done"
     check(out, undisturbed(tmp_path, rows), rows)
 
@@ -177,7 +178,7 @@ def test_a_worker_that_closes_saves_what_it_has(online: Sandbox, tmp_path: Path)
         with pytest.raises(StoppedError):
             make_shard(rows, job)
     shard._stopping.clear()
-    assert saved(out) >= 6
+    assert saved(job) >= 6
     assert make_shard(rows, job).state == "done"
     check(out, undisturbed(tmp_path, rows), rows)
 
@@ -218,6 +219,33 @@ def test_lines_of_subtitles_are_saved_by_whole_videos(online: Sandbox, tmp_path:
     assert digests(out) == digests(whole)
     with tarfile.open(out / "00003.tar") as tar:
         assert len(tar.getnames()) == 3 * 6 * 6
+
+
+@pytest.mark.parametrize("part", [KEPT_BYTES, 5 << 20], ids=["in_one_part", "in_parts"])
+def test_slices_and_kills_on_s3(
+    online: Sandbox, bucket: str, tmp_path: Path, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are objects until the shard is published; then the tar is there, and nothing else."""
+    monkeypatch.setattr(filesystems, "KEPT_BYTES", part)
+    rows = clips(60)
+    job = Job(f"s3://{bucket}/out", CONFIG, captions=False)
+    kill_in_the_middle(rows, job, least=10)
+    there = saved(job)
+    assert 10 <= there < len(rows)
+    short = replace(CONFIG, distribution=replace(CONFIG.distribution, slice=0.001))
+    states = [make_shard(rows, replace(job, config=short)).state for _ in range(2)]
+    assert states == ["partial", "partial"]
+    assert saved(job) > there
+    assert list(job.store.sizes()) == []
+    made = make_shard(rows, job)
+    assert (made.state, made.clips) == ("done", len(rows))
+    whole = undisturbed(tmp_path, rows)
+    assert job.store.read("00003.tar") == (whole / "00003.tar").read_bytes()
+    assert len(job.store.read("00003.tar")) > 10 << 20
+    stats = orjson.loads(job.store.read("00003_stats.json"))
+    assert stats["files"]["tar"]["sha256"] == job.store.sha256("00003.tar")
+    assert sorted(job.store.sizes()) == ["00003.parquet", "00003.tar", "00003_stats.json"]
+    assert job.store.sizes("_acavdl/open/00003") == {}
 
 
 def test_the_driver_goes_on_with_slices(online: Sandbox, tmp_path: Path) -> None:
