@@ -7,6 +7,7 @@ import functools
 import hashlib
 import http.server
 import io
+import gc
 import json
 import tarfile
 import threading
@@ -68,6 +69,22 @@ def test_report_is_one_row_and_true(online: Sandbox, tmp_path: Path) -> None:
     assert dict(report.counts) == {"ok": 3, "private": 1}
     assert report.bytes_stored == (tmp_path / "out/00003.tar").stat().st_size
     assert report.bytes_fetched == online.stats().bytes["media"] or report.bytes_fetched > 0
+
+
+def test_how_garbage_is_collected_is_the_caller_s_again(online: Sandbox, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, int]] = []
+    before = gc.get_threshold()
+    with pytest.MonkeyPatch.context() as patch:
+        real = shard.cut_chosen
+
+        def cut(*args: Any) -> Cut:
+            seen.append(gc.get_threshold())
+            return real(*args)
+
+        patch.setattr(shard, "cut_chosen", cut)
+        make_shard(clips(1), Job(str(tmp_path / "out"), CONFIG, captions=False))
+    assert seen == [shard._GC_THRESHOLD]
+    assert gc.get_threshold() == before
 
 
 def test_published_shard_is_left_alone(online: Sandbox, tmp_path: Path) -> None:
