@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import hashlib
 import http.server
 import io
-import gc
 import json
 import tarfile
 import threading
