@@ -76,6 +76,9 @@ SCHEMA = pa.schema(
 #: What seconds are counted of, on the wall clock and of the CPU.
 _STAGES = tuple(f"{stage}{kind}" for kind in ("", "_cpu") for stage in ("resolve", "fetch", "cut"))
 
+#: Bytes of a member that are written in one piece.
+_MEMBER_BYTES = 16 << 20
+
 #: Top-level keys of the JSON that no additional column may take.
 _RESERVED = frozenset(
     {
@@ -261,6 +264,9 @@ class TarWriter:
         self._kept = kept
         self._closed = False
         self._tar = _Tar(file, encoder=False, mtime=0, user="", group="")
+        # A member in one piece: tarfile's own 16 kB make a hundred steps of it, in each of which
+        # other threads may take their turn.
+        self._tar.tarstream.copybufsize = _MEMBER_BYTES
 
     @property
     def size(self) -> int:
