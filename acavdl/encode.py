@@ -64,8 +64,8 @@ def _encoded(source: Part) -> bytes:
     try:
         with av.open(buffer, "w", format="mp4", options=options) as output:
             stream: Any = None
-            for ticks, frame in _shown(source):
-                stream = stream or _stream(output, frame, source)
+            for ticks, frame, ratio in _shown(source):
+                stream = stream or _stream(output, frame, ratio, source)
                 frame.pts, frame.time_base = ticks - source.begin, Fraction(1, scale)
                 # Which ones are keyframes is for the encoder to decide.
                 frame.pict_type = 0
@@ -76,8 +76,8 @@ def _encoded(source: Part) -> bytes:
     return buffer.getvalue()
 
 
-def _shown(source: Part) -> Iterator[tuple[int, Any]]:
-    """Yield the frames that are shown, decoded, with their times in ticks.
+def _shown(source: Part) -> Iterator[tuple[int, Any, Fraction | None]]:
+    """Yield the frames that are shown, decoded, with their times in ticks and their pixels' shape.
 
     Raises
     ------
@@ -98,11 +98,11 @@ def _shown(source: Part) -> Iterator[tuple[int, Any]]:
                 at = float(source.track.seconds(ticks))
                 raise ClipError(Outcome.CORRUPT, f"no frame can be decoded at {at:.3f} s")
             if ticks >= source.begin:
-                yield ticks, frame
+                yield ticks, frame, stream.sample_aspect_ratio
 
 
-def _stream(output: Any, frame: Any, source: Part) -> Any:
-    """Return an encoder for frames like this one."""
+def _stream(output: Any, frame: Any, ratio: Fraction | None, source: Part) -> Any:
+    """Return an encoder for frames like this one, with pixels of this shape."""
     pts = source.samples.pts
     count = int(((pts >= source.begin) & (pts < source.stop)).sum())
     rate = count / source.track.seconds(source.stop - source.begin)
@@ -110,6 +110,7 @@ def _stream(output: Any, frame: Any, source: Part) -> Any:
     stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, frame.format.name
     context = stream.codec_context
     context.time_base = Fraction(1, source.track.timescale)
+    context.sample_aspect_ratio = ratio or Fraction(1)
     context.flags |= av.codec.context.Flags.bitexact
     for name in ("color_range", "color_primaries", "color_trc", "colorspace"):
         setattr(context, name, getattr(frame, name))

@@ -96,7 +96,8 @@ class RemoteFile:
             If the origin sends the whole file instead, or more would be held in memory than fits.
         """
         held = sum(map(len, self._parts.values()))
-        if held + sum(want.stop - want.start for want in wants) > MOST_HELD:
+        missing = sum(stop - start for want in wants for start, stop in self._missing(want))
+        if held + missing > MOST_HELD:
             raise NoRangesError
         for want in wants:
             for start, stop in self._missing(want):
@@ -178,7 +179,7 @@ def _fetch_part(
             if end > stop:
                 raise _TransientError(Outcome.NETWORK, "the answer is not the range asked for")
             _copy(answer, part, end - start)
-            if end < stop:
+            if end < stop and total in (None, end):
                 # The file ends here.
                 return total
         finally:

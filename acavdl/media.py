@@ -15,6 +15,7 @@ import numpy as np
 from acavdl.mp4 import (
     BrokenError,
     Fragments,
+    Ints,
     Movie,
     Samples,
     Track,
@@ -119,6 +120,8 @@ class Media:
         self._file = file
         self.movie = _read_head(file, guess)
         self._parsed: dict[tuple[int, int], Samples] = {}
+        #: By tracks: see `_uncrossed`.
+        self._borders: dict[int, Ints] = {}
 
     def duration(self, track: Track) -> Fraction:
         """Return when the last sample of a track ends, in seconds, as far as the head tells."""
@@ -138,12 +141,13 @@ class Media:
         if fragments is None:
             return
         numbers = {
-            number
-            for start, end in spans
-            for number in range(*_covering(fragments, start, end))
-            if (track.number, number) not in self._parsed
+            number for start, end in spans for number in range(*_covering(fragments, start, end))
         }
-        self._file.load(merged(_place(fragments, number) for number in sorted(numbers)))
+        self._load(track, fragments, numbers)
+
+    def _load(self, track: Track, fragments: Fragments, numbers: Iterable[int]) -> None:
+        missing = [number for number in numbers if (track.number, number) not in self._parsed]
+        self._file.load(merged(_place(fragments, number) for number in missing))
 
     def samples(self, track: Track, start: Fraction, end: Fraction) -> Samples:
         """Return samples that hold all that is shown in a span, in decode order.
@@ -151,12 +155,14 @@ class Media:
         They begin with a keyframe at or before `start` (seconds), or with the file.
         """
         fragments = self.movie.fragments
-        if fragments is None:
-            return track.table
         begin, end_at = math.floor(start * track.timescale), math.ceil(end * track.timescale)
+        if fragments is None:
+            if track.number not in self._borders:
+                self._borders[track.number] = _uncrossed(track.table.pts)
+            return _around(track.table, self._borders[track.number], begin, end_at)
         first, stop = _covering(fragments, start, end)
         for _ in range(_MOST_MORE):
-            self.load_spans(track, [_times(fragments, first, stop)])
+            self._load(track, fragments, range(first, stop))
             parts = [self._fragment(track, fragments, number) for number in range(first, stop)]
             found = Samples.joined(parts)
             if first > 0 and not (found.pts[found.key] <= begin).any():
@@ -175,8 +181,9 @@ class Media:
         return self._parsed[key]
 
     def load_samples(self, chosen: Iterable[Samples]) -> None:
-        """Load the bytes of samples."""
-        self._file.load(merged(_places(chosen)))
+        """Load the bytes of samples; those of fragments came with them."""
+        if self.movie.fragments is None:
+            self._file.load(merged(_places(chosen)))
 
     def release(self) -> None:
         """Forget all but the head: what is needed again is loaded again."""
@@ -205,7 +212,7 @@ def _read_head(file: File, guess: int) -> Movie:
         found = plan_head(head, want.start, file.size)
         if isinstance(found, Movie):
             return found
-        if found.start == want.start and found.stop <= want.start + len(head):
+        if found.start == want.start and len(head) < want.stop - want.start:
             raise BrokenError("the file ends before its head does")
         want = found
     raise UnsupportedError("its head lies in too many places")
@@ -220,15 +227,31 @@ def _covering(fragments: Fragments, start: Fraction, end: Fraction) -> tuple[int
     return first, max(first + 1, last)
 
 
+def _uncrossed(times: Ints) -> Ints:
+    """Return where a table of frames in decode order can end: no later one is shown before then."""
+    if len(times) == 0:
+        return times
+    latest = np.maximum.accumulate(times)[:-1]
+    coming = np.minimum.accumulate(times[::-1])[::-1][1:]
+    return np.flatnonzero(latest < coming) + 1
+
+
+def _around(table: Samples, borders: Ints, begin: int, end: int) -> Samples:
+    """Return what a table has of a span (ticks), and a little of what is around.
+
+    It begins with the keyframe before the last one at or before `begin`, since sound needs the
+    packet before; and goes on until something is there that is shown after the last frame.
+    """
+    keys = np.flatnonzero(table.key & (table.pts <= begin))
+    before = np.flatnonzero(table.pts < end)
+    needed = int(before[-1]) + 1 if len(before) else 1
+    later = borders[np.searchsorted(borders, needed) :]
+    first, stop = keys[-2] if len(keys) > 1 else 0, later[1] if len(later) > 1 else len(table)
+    return table.taken(slice(int(first), int(stop)))
+
+
 def _place(fragments: Fragments, number: int) -> Want:
     return Want(int(fragments.offsets[number]), int(fragments.offsets[number + 1]))
-
-
-def _times(fragments: Fragments, first: int, stop: int) -> tuple[Fraction, Fraction]:
-    return (
-        Fraction(int(fragments.times[first]), fragments.timescale),
-        Fraction(int(fragments.times[stop]), fragments.timescale),
-    )
 
 
 def _places(chosen: Iterable[Samples]) -> Iterable[Want]:

@@ -20,6 +20,15 @@ from numpy.typing import NDArray
 
 #: Samples of one track, at most: a day of sound has 4 million.
 MOST_SAMPLES = 10_000_000
+#: Samples of one size that a table may claim in a few bytes: three hours of AAC without a sound.
+#: What has more is raw (PCM).
+MOST_ALIKE = 1 << 19
+#: Samples of one fragment, at most: half an hour of sound, or of pictures.
+MOST_IN_FRAGMENT = 1 << 17
+#: Tracks of a file, at most.
+MOST_TRACKS = 64
+#: Times (ticks) and places (bytes) from here on are nonsense, and sums of them would not fit.
+_MOST = 1 << 60
 #: The version and flags that begin a full box (4.2).
 _FULL = 4
 #: Bit of a sample's flags that says it is not a keyframe (8.8.3.1).
@@ -270,8 +279,9 @@ def plan_head(head: bytes, start: int, size: int | None) -> Movie | Want:
     BrokenError
         If it contradicts itself.
     """
-    at, moov = 0, None
-    while moov is None or _fragmented(head, moov):
+    at = 0
+    moov: Box | None = None
+    while True:
         box = _top_box(head, at)
         if box is None:
             return _more(start, at, at + 16, size)
@@ -281,17 +291,21 @@ def plan_head(head: bytes, start: int, size: int | None) -> Movie | Want:
         if box.kind == b"mdat" and moov is None:
             # A progressive file with its table at the end.
             if len(head) < box.stop:
-                return _more(start + box.stop, 0, 1 << 16, size)
-        elif box.kind == b"moof":
+                return _more(start + box.stop, 0, 1 << 16, size, least=16)
+        elif box.kind in (b"moof", b"mdat"):
             raise UnsupportedError("fragments without an index")
         elif box.kind in (b"moov", b"sidx"):
             if len(head) < box.stop:
                 return _more(start, box.start, box.stop, size)
             if box.kind == b"sidx" and moov is not None:
-                tracks = _tracks(head, moov)
+                tracks = _tracks(head, moov, size)
+                if any(len(track.table) for track in tracks):
+                    raise UnsupportedError("samples both in a table and in fragments")
                 return Movie(tracks, _fragments(head, box, start, tracks, size))
-            moov = box if box.kind == b"moov" else moov
-    return Movie(_tracks(head, moov), None)
+            if box.kind == b"moov":
+                if not _fragmented(head, box):
+                    return Movie(_tracks(head, box, size), None)
+                moov = box
 
 
 def _top_box(head: bytes, at: int) -> Box | None:
@@ -316,11 +330,15 @@ def _top_box(head: bytes, at: int) -> Box | None:
 MOST_HEAD = 128 << 20
 
 
-def _more(start: int, at: int, stop: int, size: int | None) -> Want:
-    """Return what to read so that the bytes ``[at, stop)`` behind `start` are there."""
+def _more(start: int, at: int, stop: int, size: int | None, least: int | None = None) -> Want:
+    """Return what to read so that the bytes ``[at, stop)`` behind `start` are there.
+
+    At least `least` of them must be in the file; None = all.
+    """
     if stop > MOST_HEAD:
         raise UnsupportedError(f"a head of {stop} bytes")
-    if size is not None and start + at >= size:
+    needed = stop if least is None else at + least
+    if size is not None and start + needed > size:
         raise BrokenError("the file ends before its head does")
     stop = start + stop
     return Want(start, stop if size is None else min(stop, size))
@@ -349,7 +367,7 @@ def _needed(data: bytes, parent: Box, *path: bytes, size: int = 0) -> Box:
     return found
 
 
-def _tracks(head: bytes, moov: Box) -> tuple[Track, ...]:
+def _tracks(head: bytes, moov: Box, size: int | None) -> tuple[Track, ...]:
     """Return the tracks of pictures and sound that are read here."""
     movie = _needed(head, moov, b"mvhd", size=32)
     # Two times of 32 or 64 bits come first (8.2.2).
@@ -360,6 +378,11 @@ def _tracks(head: bytes, moov: Box) -> tuple[Track, ...]:
             track = _track(head, moov, box, rate)
             if track is not None:
                 found.append(track)
+            if len(found) > MOST_TRACKS:
+                raise UnsupportedError(f"more than {MOST_TRACKS} tracks")
+    ends = [int((track.table.offset + track.table.size).max(initial=0)) for track in found]
+    if size is not None and max(ends, default=0) > size:
+        raise BrokenError("samples that lie behind the end of the file")
     return tuple(found)
 
 
@@ -412,7 +435,9 @@ def _entry(head: bytes, stbl: Box) -> tuple[bytes, str]:
     if len(entries) != 1 or entries[0].kind in _ENCRYPTED:
         raise UnsupportedError("a track that is encrypted, or changes its codec")
     kind, start, stop = entries[0]
-    return head[start - 8 : stop], _CODECS.get(kind, kind.decode("latin-1"))
+    # Its header may tell the size in another way, which is right in its place alone.
+    whole = struct.pack(">I4s", stop - start + 8, kind) + head[start:stop]
+    return whole, _CODECS.get(kind, kind.decode("latin-1"))
 
 
 def _edits(head: bytes, trak: Box, timescale: int, movie_rate: int) -> tuple[int, int | None]:
@@ -441,6 +466,8 @@ def _edits(head: bytes, trak: Box, timescale: int, movie_rate: int) -> tuple[int
     ahead = round(Fraction(delay * timescale, movie_rate))
     # 0 = all that there is: fragments come later.
     limit = ahead + math.ceil(Fraction(length * timescale, movie_rate)) if length else None
+    if max(ahead, time, limit or 0) > _MOST:
+        raise BrokenError("an edit at the end of time")
     return time - ahead, limit
 
 
@@ -580,7 +607,15 @@ def _table(data: bytes, stbl: Box, shift: int, limit: int | None) -> Samples:
         numbers = stss[:, 0]
         key[numbers[(numbers > 0) & (numbers <= count)] - 1] = True
     samples = Samples(_places(data, stbl, size), size, dts, dts + ahead, duration, key)
-    return samples if limit is None else samples.taken(samples.pts < limit)
+    return _until(samples, limit)
+
+
+def _until(samples: Samples, limit: int | None) -> Samples:
+    """Return the samples that are shown before a tick, and those that they were coded after."""
+    if limit is None:
+        return samples
+    shown = np.flatnonzero(samples.pts < limit)
+    return samples.taken(slice(0, int(shown[-1]) + 1 if len(shown) else 0))
 
 
 def _sizes(data: bytes, stbl: Box) -> Ints:
@@ -589,6 +624,8 @@ def _sizes(data: bytes, stbl: Box) -> Ints:
     if count > MOST_SAMPLES:
         raise UnsupportedError(f"a track of {count} samples")
     if size:
+        if count > MOST_ALIKE:
+            raise UnsupportedError(f"a track of {count} samples of one size")
         return np.full(count, size, np.int64)
     return _array(data[stsz.start : stsz.stop], 12, count, 1)[:, 0]
 
@@ -612,8 +649,10 @@ def _places(data: bytes, stbl: Box, size: Ints) -> Ints:
         raise BrokenError("a track without chunks")
     chunks = chunks[:, 0]
     first = runs[:, 0] - 1
-    if first[0] != 0 or (np.diff(first) <= 0).any() or (chunks < 0).any():
+    if first[0] != 0 or (np.diff(first) <= 0).any():
         raise BrokenError("chunks out of order")
+    if (chunks < 0).any() or (chunks > _MOST).any():
+        raise BrokenError("chunks outside of the file")
     # Chunks beyond the last one that there is are none.
     lasting = np.diff(np.minimum(np.append(first, len(chunks)), len(chunks)))
     held = np.repeat(runs[:, 1], lasting)
@@ -640,9 +679,11 @@ def _fragments(
     at = 28 if version else 20
     (count,) = _unpacked(">xxH", content, at)
     rows = _array(content, at + 4, count, 3)
-    shift = next((track.shift for track in tracks if track.number == number), None)
-    if shift is None or not timescale or count == 0:
+    track = next((track for track in tracks if track.number == number), None)
+    if track is None or not timescale or count == 0:
         raise UnsupportedError("an index of no track")
+    if max(earliest, ahead) > _MOST:
+        raise BrokenError("an index of what is at the end of time, or of the file")
     if (rows[:, 0] >> 31).any():
         raise UnsupportedError("an index of indexes")
     anchor = start + box.stop + ahead
@@ -650,6 +691,7 @@ def _fragments(
     if size is not None and (offsets[-1] > size or size - offsets[-1] > (size - anchor) // 8):
         raise BrokenError("the index is that of another file")
     # What the first one presents at the time 0: some count from the media, some from what is shown.
+    shift = track.shift * timescale // track.timescale
     shown = earliest - shift if earliest >= shift > 0 else earliest
     times = shown + np.concatenate([np.zeros(1, np.int64), np.cumsum(rows[:, 1])])
     return Fragments(timescale, offsets, times)
@@ -670,38 +712,50 @@ def fragment_samples(data: bytes, start: int, track: Track) -> Samples:
     UnsupportedError, BrokenError
         If they can't be read.
     """
-    found = []
-    expected = 0
+    found: list[Samples] = []
+    stop, left = 0, MOST_IN_FRAGMENT
     for box in boxes(data):
-        expected = box.stop
+        begin, stop = stop, box.stop
         if box.kind == b"moof":
-            for traf in boxes(data, box.start, box.stop):
-                if traf.kind == b"traf":
-                    part = _traf(data, start, box, traf, track)
-                    if part is not None:
-                        found.append(part)
-    if expected != len(data) or not found:
+            trafs = [inner for inner in boxes(data, box.start, box.stop) if inner.kind == b"traf"]
+            for number, traf in enumerate(trafs):
+                part = _traf(data, (start + begin, number), traf, track, left)
+                if part is not None:
+                    left -= len(part)
+                    found.append(part)
+    if stop != len(data) or not found:
         raise BrokenError("a fragment that is none, or is cut off")
     samples = Samples.joined(found)
     inside = (samples.offset >= start) & (samples.offset + samples.size <= start + len(data))
     if not inside.all():
         raise BrokenError("samples that lie outside of their fragment")
-    return samples if track.limit is None else samples.taken(samples.pts < track.limit)
+    return _until(samples, track.limit)
 
 
-def _traf(data: bytes, start: int, moof: Box, traf: Box, track: Track) -> Samples | None:
-    """Return the samples of a ``traf``; None if it is of another track."""
+def _traf(
+    data: bytes, place_in: tuple[int, int], traf: Box, track: Track, most: int
+) -> Samples | None:
+    """Return the samples of a ``traf``, at most `most`; None if it is of another track.
+
+    Parameters
+    ----------
+    place_in
+        Where its ``moof`` begins in the file, and how many come before it there.
+    """
     tfhd = _needed(data, traf, b"tfhd", size=8)
     flags, number = struct.unpack_from(">II", data, tfhd.start)
     if number != track.number:
         return None
     values = list(track.defaults)
-    # The beginning of the moof's header, which comes before its content.
-    base, at = start + moof.start - 8, tfhd.start + 8
-    content = data[: tfhd.stop]
+    content, at = data[tfhd.start : tfhd.stop], 8
+    base, before = place_in
+    if before and not flags & (0x1 | 0x20000):
+        raise UnsupportedError("a track whose data come where those of another end")
     if flags & 0x1:
         (base,) = _unpacked(">Q", content, at)
         at += 8
+        if base > _MOST:
+            raise BrokenError("a fragment outside of the file")
     at += 4 if flags & 0x2 else 0
     for place, bit in enumerate((0x8, 0x10, 0x20)):
         if flags & bit:
@@ -709,22 +763,26 @@ def _traf(data: bytes, start: int, moof: Box, traf: Box, track: Track) -> Sample
             at += 4
     tfdt = _needed(data, traf, b"tfdt", size=8)
     layout = ">Q" if data[tfdt.start] else ">I"
-    (time,) = _unpacked(layout, data[: tfdt.stop], tfdt.start + _FULL)
-    if time >= 1 << 62:
+    (time,) = _unpacked(layout, data[tfdt.start : tfdt.stop], _FULL)
+    if time > _MOST:
         raise BrokenError("a fragment at the end of time")
-    parts, place = [], base
+    parts: list[Samples] = []
+    place = base
     for trun in boxes(data, traf.start, traf.stop):
         if trun.kind == b"trun":
             content = data[trun.start : trun.stop]
-            part = _trun(content, base, (place, time - track.shift), tuple(values))
+            part = _trun(content, base, (place, time - track.shift), tuple(values), most)
             if len(part):
+                most -= len(part)
                 parts.append(part)
                 time = int(part.dts[-1] + part.duration[-1]) + track.shift
                 place = int(part.offset[-1] + part.size[-1])
     return Samples.joined(parts)
 
 
-def _trun(content: bytes, base: int, begin: tuple[int, int], defaults: tuple[int, ...]) -> Samples:
+def _trun(
+    content: bytes, base: int, begin: tuple[int, int], defaults: tuple[int, ...], most: int
+) -> Samples:
     """Return the samples of a ``trun`` (8.8.8).
 
     Parameters
@@ -735,6 +793,8 @@ def _trun(content: bytes, base: int, begin: tuple[int, int], defaults: tuple[int
         Where its data begin if it doesn't say, and when its first sample is decoded.
     defaults
         Duration, size and flags of samples that say nothing else.
+    most
+        Samples that there may be: a claim of billions costs nothing.
     """
     flags, count = _unpacked(">II", content, 0)
     at, (place, dts) = 8, begin
@@ -744,8 +804,8 @@ def _trun(content: bytes, base: int, begin: tuple[int, int], defaults: tuple[int
     if flags & 0x4:
         (first,), at = _unpacked(">I", content, at), at + 4
     named = [bit for bit in (0x100, 0x200, 0x400, 0x800) if flags & bit]
-    if count > MOST_SAMPLES:
-        raise BrokenError(f"a fragment of {count} samples")
+    if count > most:
+        raise UnsupportedError(f"a fragment of more than {MOST_IN_FRAGMENT} samples")
     rows = _array(content, at, count, len(named)) if named else np.zeros((count, 0), np.int64)
 
     def column(bit: int, default: int) -> Ints:

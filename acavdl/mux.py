@@ -20,7 +20,7 @@ _MOVIE_RATE = 90_000
 #: "und": no language is claimed (8.4.2).
 _LANGUAGE = 0x55C4
 _UNITY = struct.pack(">9I", 0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000)
-#: Bytes of a file: its offsets have 32 bits.
+#: Bytes of a file: its offsets have 32 bits, as have times and sizes in it.
 MOST_BYTES = 1 << 32
 
 #: Returns the bytes of a file between two offsets.
@@ -56,7 +56,8 @@ def write_mp4(parts: Sequence[Part]) -> bytes:
     Raises
     ------
     OverflowError
-        If it would be larger than its offsets can tell.
+        If it would be larger than its offsets can tell, or longer than its times; or if samples are
+        not decoded in their order.
     """
     chunks = [_chunks(part.samples, part.track.timescale) for part in parts]
     order = sorted(
@@ -126,7 +127,13 @@ def _full(kind: bytes, version: int, flags: int, *content: bytes) -> bytes:
 
 def _counted(kind: bytes, rows: NDArray[np.integer]) -> bytes:
     """Return a full box of a table: its count, and 32 bits for each value."""
+    _check_values(rows.min(initial=0), rows.max(initial=0))
     return _full(kind, 0, 0, struct.pack(">I", len(rows)), rows.astype(">u4").tobytes())
+
+
+def _check_values(least: int, most: int) -> None:
+    if least < 0 or most >= MOST_BYTES:
+        raise OverflowError(f"a clip with values from {least} to {most}")
 
 
 def _ftyp(parts: Sequence[Part]) -> bytes:
@@ -157,14 +164,16 @@ def _trak(number: int, part: Part, chunks: list[_Chunk], places: list[int]) -> b
     track, samples = part.track, part.samples
     scale = track.timescale
     # Media begin with the decoding of the first sample, at 0; no sample is shown before it is
-    # decoded, and none later than it must be.
-    early = int((samples.pts - samples.dts).min()) + int(samples.dts[0])
+    # decoded.
+    early = int(samples.dts[0]) - _shortfall(samples)
     first = max(part.begin, int(samples.pts.min()))
     delay = _movie_ticks(first - part.begin, scale)
     edits = [(delay, -1)] if delay else []
     edits.append((_movie_ticks(part.stop - first, scale), first - early))
     durations = np.append(np.diff(samples.dts), samples.duration[-1:])
     shown = delay + edits[-1][0]
+    # Times of edits are signed.
+    _check_values(min(edits[-1]), max(shown, int(durations.sum()), 2 * edits[-1][1]))
     # Enabled, in the movie, in its preview.
     header = _full(
         b"tkhd",
@@ -197,8 +206,7 @@ def _tables(part: Part, chunks: list[_Chunk], places: list[int], durations: Ints
         _full(b"stsd", 0, 0, struct.pack(">I", 1), part.track.entry),
         _counted(b"stts", _runs(durations)),
     ]
-    ahead = samples.pts - samples.dts
-    ahead = ahead - ahead.min()
+    ahead = samples.pts - samples.dts + _shortfall(samples)
     if ahead.any():
         found.append(_counted(b"ctts", _runs(ahead)))
     if not samples.key.all():
@@ -213,6 +221,15 @@ def _tables(part: Part, chunks: list[_Chunk], places: list[int], durations: Ints
         _full(b"stsz", 0, 0, sizes),
         _counted(b"stco", np.array(places)),
     ]
+
+
+def _shortfall(samples: Samples) -> int:
+    """Return by how many ticks a sample is shown before it is decoded, at most; 0 if none is.
+
+    Offsets that need not be moved stay as they are: they tell how long the decoder holds frames
+    back, and readers (OpenCV 4) find frames by the time at which they come out of it.
+    """
+    return max(0, int((samples.dts - samples.pts).max()))
 
 
 def _runs(values: Ints) -> NDArray[np.integer]:

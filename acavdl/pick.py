@@ -23,8 +23,9 @@ from acavdl.mp4 import Ints, Samples, Track
 END_TOLERANCE = 1.0
 #: Packets before the first that is heard: AAC's windows overlap by half (ISO/IEC 14496-3).
 _PREROLL = 1
-#: Seconds of sound read before the first that is heard: more than a packet lasts.
-_LEAD = Fraction(1, 10)
+#: Seconds of sound read before the first that is heard: more than a packet lasts (AAC: 1,024
+#: samples at 7,350 Hz).
+_LEAD = Fraction(7, 50)
 
 _Made = TypeVar("_Made")
 
@@ -80,9 +81,10 @@ def pick_frames(
         begin, stop = int(times[first]), int(stops[last - 1])
         count = closed_length(run.pts, stop)
         shown = last - first
-    if track.seconds(stop) < end - Fraction(END_TOLERANCE) or track.seconds(stop) <= start:
-        detail = f"the picture ends at {float(track.seconds(stop)):.3f} s"
-        raise ClipError(Outcome.CLIP_OUT_OF_RANGE, detail)
+    # Not that of the clip, which may end long before `end`, where frames are shown for long.
+    ended = track.seconds(int(stops[-1]))
+    if ended < end - Fraction(END_TOLERANCE) or ended <= start or stop <= begin:
+        raise ClipError(Outcome.CLIP_OUT_OF_RANGE, f"the picture ends at {float(ended):.3f} s")
     return Pick(run.taken(slice(count)), begin, stop, shown)
 
 
