@@ -217,7 +217,7 @@ class Distribution:
     """
 
     processes_count: int | None = None
-    thread_count: int = 16
+    thread_count: int = 24
     subjob_size: int = 1000
     slice: float = 1200.0
     checkpoint: int = 64
