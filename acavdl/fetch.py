@@ -8,7 +8,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar, cast
 
 import urllib3
 import urllib3.exceptions
@@ -161,8 +161,8 @@ def _fetch_part(
     network: Network, stream: Stream, headers: Mapping[str, str], want: Want, part: BinaryIO
 ) -> int | None:
     """Fetch what `part` lacks of a range; return the size of the file, if it is told."""
-    url, total = stream.url, None
-    while (start := want.start + part.tell()) < want.stop:
+    url, total = stream.url, cast("int | None", None)
+    while (start := want.start + part.tell()) < want.stop and not (total and start >= total):
         stop = min(start + CHUNK_BYTES, want.stop)
         wanted = {**headers, "Range": f"bytes={start}-{stop - 1}"}
         answer, url = _open(network, url, stream.url, wanted)

@@ -149,6 +149,7 @@ def _moov(parts: Sequence[Part], chunks: list[list[_Chunk]], places: list[list[i
         _trak(number, part, chunks[number], places[number]) for number, part in enumerate(parts)
     ]
     longest = max(_movie_ticks(part.stop - part.begin, part.track.timescale) for part in parts)
+    _check_values(0, longest)
     times = struct.pack(">4I", 0, 0, _MOVIE_RATE, longest)
     rest = struct.pack(">IHxx8x", 0x10000, 0x100) + _UNITY + bytes(24)
     header = _full(b"mvhd", 0, 0, times, rest, struct.pack(">I", len(parts) + 1))
@@ -173,7 +174,9 @@ def _trak(number: int, part: Part, chunks: list[_Chunk], places: list[int]) -> b
     durations = np.append(np.diff(samples.dts), samples.duration[-1:])
     shown = delay + edits[-1][0]
     # Times of edits are signed.
-    _check_values(min(edits[-1]), max(shown, int(durations.sum()), 2 * edits[-1][1]))
+    _check_values(
+        min(*edits[-1], int(durations.min())), max(shown, int(durations.sum()), 2 * edits[-1][1])
+    )
     # Enabled, in the movie, in its preview.
     header = _full(
         b"tkhd",

@@ -23,8 +23,9 @@ import acavdl.fetch
 from acavdl.budget import Budget
 from acavdl.config import Reading
 from acavdl.errors import ClipError, Outcome
-from acavdl.fetch import fetch_file
+from acavdl.fetch import NoRangesError, RemoteFile, fetch_file
 from acavdl.models import Stream
+from acavdl.mp4 import Want
 from acavdl.net import Network
 from acavdl.resolve import Resolver
 from acavdl.sandbox import Sandbox, video_id
@@ -468,3 +469,111 @@ def test_three_hours_are_asked_for_in_ranges(online: Sandbox, tmp_path: Path) ->
     # Each range follows the one before: nothing is missing, and nothing comes twice.
     assert path.stat().st_size <= budget.bytes_received <= budget.requests * CHUNK
     assert path.read_bytes()[4:8] == b"ftyp"
+
+
+# --- parts of a file ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def remote(server: Origin, retries: int = 2) -> Iterator[RemoteFile]:
+    with contextlib.closing(Network()) as network:
+        yield RemoteFile(network, stream_of(server.url(), None), {"X-Own": "yes"}, retries)
+
+
+def test_parts_are_fetched_once_and_read_across_their_borders() -> None:
+    with origin(lambda handler, _: handler.part()) as server, remote(server) as file:
+        assert file.size is None
+        file.load([Want(0, 1000)])
+        assert file.size == len(MEDIA)
+        file.load([Want(500, 1500), Want(5000, 6000)])
+        file.load([Want(0, 1500), Want(5500, 5600)])
+        assert server.asked == ["bytes=0-999", "bytes=1000-1499", "bytes=5000-5999"]
+        assert all(headers["x-own"] == "yes" for headers in server.headers)
+        for start, stop in ((0, 1500), (999, 1001), (5000, 6000), (5999, 6000)):
+            assert bytes(file.read(start, stop)) == MEDIA[start:stop]
+        # What is not there is not made up.
+        assert bytes(file.read(1400, 1600)) == MEDIA[1400:1500]
+        assert bytes(file.read(2000, 3000)) == b""
+        file.release()
+        assert bytes(file.read(0, 10)) == b""
+
+
+def test_a_large_part_comes_in_bounded_ranges_and_ends_with_the_file() -> None:
+    with origin(lambda handler, _: handler.part()) as server, remote(server) as file:
+        file.load([Want(0, 10 * len(MEDIA))])
+        assert bytes(file.read(0, len(MEDIA))) == MEDIA
+        assert (
+            server.asked
+            == [
+                *("bytes=0-99999", "bytes=100000-199999", "bytes=200000-299999"),
+                "bytes=300000-399999",
+            ][: len(server.asked)]
+        )
+        assert file.size == len(MEDIA)
+
+
+def test_a_part_goes_on_where_it_broke_off() -> None:
+    def answer(handler: Handler, number: int) -> None:
+        if number == 0:
+            handler.break_off(30_000)
+        else:
+            handler.part()
+
+    with origin(answer) as server, remote(server) as file:
+        file.load([Want(1000, 90_000)])
+        assert bytes(file.read(1000, 90_000)) == MEDIA[1000:90_000]
+        begins = [int((asked or "").split("=")[1].split("-")[0]) for asked in server.asked]
+        assert begins[0] == 1000
+        assert 1000 < begins[1] <= 31_000
+
+
+def test_an_origin_without_ranges_is_told() -> None:
+    def answer(handler: Handler, _: int) -> None:
+        handler.reply(200, MEDIA)
+
+    with (
+        origin(answer) as server,
+        remote(server) as file,
+        pytest.raises(NoRangesError),
+    ):
+        file.load([Want(0, 1000)])
+
+
+def test_no_more_is_held_than_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acavdl.fetch, "MOST_HELD", 10_000)
+    with origin(lambda handler, _: handler.part()) as server, remote(server) as file:
+        file.load([Want(0, 6000)])
+        file.load([Want(1000, 5000)])
+        with pytest.raises(NoRangesError):
+            file.load([Want(0, 5000), Want(8000, 13_000)])
+        assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (403, Outcome.HTTP_403_MEDIA),
+        (404, Outcome.HTTP_404_MEDIA),
+        (429, Outcome.HTTP_429),
+        (503, Outcome.HTTP_5XX),
+    ],
+)
+def test_a_refused_part_has_its_outcome(status: int, outcome: Outcome) -> None:
+    with (
+        origin(lambda handler, _: handler.reply(status)) as server,
+        remote(server, retries=0) as file,
+        pytest.raises(ClipError) as raised,
+    ):
+        file.load([Want(0, 1000)])
+    assert raised.value.outcome is outcome
+
+
+@pytest.mark.parametrize("lie", ["bytes 5-999/300000", "bytes 0-5000/300000", "none", ""])
+def test_an_answer_that_is_not_the_part_asked_for(lie: str) -> None:
+    with (
+        origin(lambda handler, _: handler.part(Content_Range=lie)) as server,
+        remote(server, retries=0) as file,
+        pytest.raises(ClipError) as raised,
+    ):
+        file.load([Want(0, 1000)])
+    assert raised.value.outcome is Outcome.NETWORK
