@@ -298,8 +298,8 @@ def test_a_plan_is_told_in_80_columns() -> None:
         text = shown(planned(huge, estimate(huge, Config()), plan, "s3://bucket/out"), width=80)
         assert max(map(len, text.splitlines())) <= 80
         assert "100,352,000 of 60,000,000 videos in 50,176 shards" in text
-        assert "300 M" in text
-        assert "PB" in text
+        assert "441 M" in text
+        assert "TB" in text
         assert "8333 d" in text
         assert "1,234,567  duplicate" in text
         assert "smaller table" in text

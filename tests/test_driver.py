@@ -234,7 +234,8 @@ def test_a_plan_alone_asks_nothing_of_the_site(tmp_path: Path) -> None:
     # No sandbox is there to be asked.
     report = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
     assert (report.plan.clips, report.plan.videos, report.plan.sizes) == (9, 9, (3, 3, 3))
-    assert report.estimate.requests == 9 * 5
+    # A page, a player, and of picture and sound a head and a range.
+    assert report.estimate.requests == 9 * 6
     assert report.made is not None
     again = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
     assert again.plan == report.plan
