@@ -75,7 +75,7 @@ def pick_frames(
         shown = count
     else:
         first = max(0, int(np.searchsorted(times, start_at, "right")) - 1)
-        # Both ends snap to the frame that is shown then, so that all clips are as long.
+        # Both ends snap to the frame that is shown then, so that clips are as long as each other.
         last = int(np.searchsorted(stops, math.floor(end * track.timescale), "right"))
         last = max(last, first + 1)
         begin, stop = int(times[first]), int(stops[last - 1])

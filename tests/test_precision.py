@@ -33,6 +33,7 @@ from acavdl.sandbox.media import (
     DEMO_MASTERS,
     Master,
     MasterSpec,
+    Timeline,
     code_box,
     keyframes,
     make_masters,
@@ -42,8 +43,7 @@ from acavdl.sandbox.probe import ClipProbe, probe
 from acavdl.sandbox.virtual import stretched_body
 
 SPECS = {spec.code: spec for spec in DEMO_MASTERS}
-COPIES = ("low", "editlist", "keyframe_adjusted")
-PRECISIONS = (*COPIES, "exact")
+PRECISIONS = ("low", "editlist", "keyframe_adjusted", "exact")
 MILLISECOND = Fraction(1, 1000)
 #: Seconds by which picture and sound may be apart; WebM stamps both in whole milliseconds.
 IN_SYNC, IN_SYNC_WEBM = 0.0005, 0.0015
@@ -110,7 +110,12 @@ CASES = [
 HOURS = Case("h3", (134, 140), virtual=True)
 ALL = [*CASES, HOURS]
 #: One of each rate of frames, container and way.
-SOME = [case for case in ALL if case.pair != (134, 139) and str(case) not in ("m25-18", "m24-18")]
+SOME = [
+    case
+    for case in ALL
+    if case.pair != (134, 139)
+    and str(case) not in ("m25-18", "m24-18", "m30-134+251", "ntsc-134+251", "h3-134+140")
+]
 
 
 @cache
@@ -227,17 +232,18 @@ def check_sound(case: Case, made: Cut, shown: ClipProbe) -> None:
 
 # --- random cuts --------------------------------------------------------------------------------
 
-CUTS_PER_CASE = 4
+#: Random cuts of each case; most of those that are encoded anew are slow.
+CUTS = {"low": 3, "editlist": 4, "keyframe_adjusted": 3, "exact": 4}
 
 
 def test_random_cuts_are_at_least_200() -> None:
-    assert len(ALL) * len(COPIES) * CUTS_PER_CASE >= 200
+    assert len(ALL) * sum(CUTS.values()) >= 200
 
 
 @pytest.mark.parametrize("precision", ["low", "editlist"])
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_random_copies(case: Case, precision: str) -> None:
-    for start, end in spans(case, precision, CUTS_PER_CASE):
+    for start, end in spans(case, precision, CUTS[precision]):
         shown = check(case, start, end, precision)
         if precision == "editlist":
             assert abs(shown.frames - case.length * case.spec.fps) <= 1
@@ -246,7 +252,7 @@ def test_random_copies(case: Case, precision: str) -> None:
 @pytest.mark.parametrize("case", ALL, ids=str)
 def test_random_adjusted_copies(case: Case) -> None:
     """From keyframe to keyframe; fewer than two of them are an outcome."""
-    for start, end in spans(case, "keyframe_adjusted", CUTS_PER_CASE):
+    for start, end in spans(case, "keyframe_adjusted", CUTS["keyframe_adjusted"]):
         # Long enough for two, most of the time.
         begin = max(Fraction(0), start - Fraction(11, 2))
         if len(case.keyframes(begin, end)) >= 2:
@@ -264,11 +270,11 @@ def test_random_adjusted_copies(case: Case) -> None:
             case, n, marks=[pytest.mark.slow] if n or case not in SOME else [], id=f"{case}-{n}"
         )
         for case in ALL
-        for n in range(CUTS_PER_CASE)
+        for n in range(CUTS["exact"])
     ],
 )
 def test_random_cuts_encoded_anew(case: Case, number: int) -> None:
-    start, end = spans(case, "exact", CUTS_PER_CASE)[number]
+    start, end = spans(case, "exact", CUTS["exact"])[number]
     shown = check(case, start, end, "exact")
     assert shown.video_codec == "h264"
     assert abs(shown.frames - case.length * case.spec.fps) <= 1
@@ -297,24 +303,30 @@ def around(case: Case) -> list[tuple[Fraction, Fraction]]:
     ]
 
 
-@pytest.mark.parametrize("precision", ["low", "editlist"])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_around_frames(case: Case, precision: str) -> None:
-    for start, end in around(case):
-        check(case, start, end, precision)
+#: Which are quick enough to be tried each time.
+QUICK = {
+    "low": ("m30-134+140", "m24-18", "webm-243+251"),
+    "editlist": tuple(map(str, SOME)),
+    "exact": ("ntsc-134+140",),
+}
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "precision"),
     [
-        pytest.param(case, marks=[] if str(case) == "ntsc-134+140" else [pytest.mark.slow])
+        pytest.param(
+            case,
+            precision,
+            marks=[] if str(case) in quick else [pytest.mark.slow],
+            id=f"{case}-{precision}",
+        )
         for case in CASES
+        for precision, quick in QUICK.items()
     ],
-    ids=str,
 )
-def test_around_frames_encoded_anew(case: Case) -> None:
+def test_around_frames(case: Case, precision: str) -> None:
     for start, end in around(case):
-        check(case, start, end, "exact")
+        check(case, start, end, precision)
 
 
 @pytest.mark.parametrize("case", [Case("m25", (134, 140)), Case("m25", (18,))], ids=str)
@@ -413,7 +425,7 @@ def frame_times(data: bytes) -> list[float]:
     "case", [Case("m30", (134, 140)), Case("m24", (18,)), Case("m60", (134, 251))], ids=str
 )
 def test_same_input_gives_the_same_bytes(case: Case, precision: str) -> None:
-    once, again = (cut(case, Fraction(7, 3), Fraction(31, 3), precision) for _ in range(2))
+    once, again = (cut(case, *span_for(precision), precision) for _ in range(2))
     assert once == again
 
 
@@ -422,7 +434,7 @@ def test_same_input_gives_the_same_bytes(case: Case, precision: str) -> None:
 def test_sound_is_copied(case: Case, precision: str) -> None:
     with av.open(str(paths(case)[-1])) as source:
         packets = [bytes(packet) for packet in source.demux(audio=0) if packet.size]
-    made = cut(case, Fraction(7, 3), Fraction(40, 3), precision)
+    made = cut(case, *span_for(precision), precision)
     with av.open(io.BytesIO(made.main)) as clip:
         copied = [bytes(packet) for packet in clip.demux(audio=0) if packet.size]
     at = packets.index(copied[0])
@@ -518,6 +530,12 @@ DECODED = [
     Case("m60", (134, 251)),
     Case("webm", (243, 251)),
 ]
+QUICKLY_DECODED = [
+    pytest.param(
+        case, id=str(case), marks=[pytest.mark.slow] if case.code in ("m24", "m60") else []
+    )
+    for case in DECODED
+]
 
 
 def span_for(precision: str) -> tuple[Fraction, Fraction]:
@@ -528,7 +546,7 @@ def span_for(precision: str) -> tuple[Fraction, Fraction]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("case", DECODED, ids=str)
+@pytest.mark.parametrize("case", QUICKLY_DECODED)
 def test_decoders_show_the_same(case: Case, precision: str, tmp_path: Path) -> None:
     made = cut(case, *span_for(precision), precision)
     path = tmp_path / "clip.mp4"
@@ -545,9 +563,22 @@ def test_decoders_show_the_same(case: Case, precision: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", DECODED, ids=str)
 def test_opencv_finds_frames_by_their_place(case: Case, precision: str, tmp_path: Path) -> None:
-    """And counts those that are hidden, too."""
-    made = cut(case, *span_for(precision), precision)
-    path = tmp_path / "clip.mp4"
+    moved = case.spec.timeline is Timeline.NONE and case.spec.b_frames > 0 and precision != "exact"
+    if moved and cv2.__version__.startswith("4."):
+        pytest.skip("OpenCV 4 is one frame late where offsets of composition were negative")
+    check_places(case, precision, *span_for(precision), tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("precision", ["low", "editlist"])
+def test_opencv_finds_frames_of_later_groups(precision: str, tmp_path: Path) -> None:
+    """OpenCV 4 seeks by when frames come out of the decoder, and that by when they are decoded."""
+    span = Fraction(3217, 1000), Fraction(13217, 1000)
+    check_places(Case("m30", (134, 140)), precision, *span, tmp_path / "clip.mp4")
+
+
+def check_places(case: Case, precision: str, start: Fraction, end: Fraction, path: Path) -> None:
+    """Look for frames by number; OpenCV counts those that are hidden, too."""
+    made = cut(case, start, end, precision)
     path.write_bytes(made.main)
     assert made.frames is not None
     first = case.frame(Fraction(made.actual_start).limit_denominator(100_000))
