@@ -184,6 +184,9 @@ def _call_of(options: dict[str, Any]) -> dict[str, Any]:
     if given.get("rate_limit") == 0:
         given["rate_limit"] = None
     config = changed(settings.config, {_SETTINGS[name]: value for name, value in given.items()})
+    if slurm := options.pop("slurm", None):
+        merged = {**config.distribution.slurm, **slurm}
+        config = changed(config, {"distribution.slurm": merged})
     sure = options.pop("yes")
     mode = options["incremental_mode"] or settings.call.get("incremental_mode")
     if mode == "overwrite" and not sure:
@@ -217,16 +220,23 @@ def plan(**options: Any) -> int:
     return tell_plan(make_plan(**_call_of(options)))
 
 
+_RUN = _options(
+    click.option("--thread-count", type=int, metavar="N", help="Videos in flight in each; 16."),
+    click.option("--timeout", type=float, metavar="S", help="Seconds for each clip; default: 60."),
+    click.option(
+        "--max-shard-retry", type=int, metavar="N", help="Tries again of a shard that failed; 1."
+    ),
+    click.option("--max-hours", type=float, metavar="H", help="End in order after so long."),
+    click.option("--max-bytes", metavar="N", help="End in order when so much is fetched: 500GB."),
+    click.option("--enable-wandb", is_flag=True, default=None, help="Log to Weights & Biases."),
+    click.option("--wandb-project", metavar="NAME", help="Its project there; default: acavdl."),
+)
+
+
 @main.command()
 @_TABLE
 @click.option("--processes-count", type=int, metavar="N", help="Workers; default: one per core.")
-@click.option("--thread-count", type=int, metavar="N", help="Videos in flight in each; 16.")
-@click.option("--timeout", type=float, metavar="S", help="Seconds for each clip; default: 60.")
-@click.option(
-    "--max-shard-retry", type=int, metavar="N", help="Tries again of a shard that failed; 1."
-)
-@click.option("--enable-wandb", is_flag=True, default=None, help="Log to Weights & Biases.")
-@click.option("--wandb-project", metavar="NAME", help="Its project there; default: acavdl.")
+@_RUN
 @_PROGRESS
 @_ends_cleanly
 def run(**options: Any) -> int:
@@ -235,6 +245,75 @@ def run(**options: Any) -> int:
     from acavdl.driver import tell
 
     return tell(run_line(**_call_of(options)))
+
+
+@main.command()
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Nodes to work on, each with a job; fewer, if fewer have work.",
+)
+@click.option(
+    "--in-allocation",
+    is_flag=True,
+    help="Work on the nodes of the job that this runs in (see slurm/acavdl.sbatch).",
+)
+@click.option("--queue", metavar="NAME", help="Slurm's partition.")
+@click.option("--account", metavar="NAME", help="Whom Slurm charges.")
+@click.option("--walltime", metavar="TIME", help="Of each job: 24:00:00, say.")
+@click.option(
+    "--slurm",
+    "slurm_options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Whatever else dask_jobqueue.SLURMCluster takes, as in distribution.slurm (repeatable).",
+)
+@click.option("--print-job-script", is_flag=True, help="Write a job's script, and no more.")
+@click.option("--dry-run", is_flag=True, help="Plan and check all; submit nothing.")
+@_TABLE
+@_RUN
+@_PROGRESS
+@_ends_cleanly
+def slurm(
+    nodes: int | None,
+    slurm_options: tuple[str, ...],
+    *,
+    in_allocation: bool,
+    print_job_script: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    """Make the dataset on nodes of a Slurm cluster: a job on each, a worker on each core.
+
+    What the jobs ask for stands in these options, under distribution.slurm in
+    acavdl.yaml, and in your jobqueue.yaml, in this order. Cores and memory that
+    stand nowhere are those of the partition's nodes.
+    """
+    from acavdl import driver
+    from acavdl.settings import slurm_values
+
+    named = {name: options.pop(name) for name in ("queue", "account", "walltime")}
+    call = _call_of({**options, "slurm": slurm_values(slurm_options, named)})
+    if print_job_script:
+        click.echo(driver.job_script(call["config"], call["tmp_dir"]), nl=False)
+        return 0
+    if in_allocation == (nodes is not None) or (in_allocation and dry_run):
+        raise click.UsageError("give --nodes N, or --in-allocation within a job of Slurm")
+    if nodes is not None and dry_run:
+        return driver.tell_dry_run(driver.dry_run(nodes=nodes, **call))
+    return driver.tell(driver.run(nodes=nodes or "allocation", **call))
+
+
+@main.command()
+@click.argument("output_folder", metavar="OUT")
+@click.option("--config", metavar="FILE", help="Settings in YAML; default: ./acavdl.yaml.")
+@_ends_cleanly
+def stop(output_folder: str, config: str | None) -> int:
+    """End the run that works on a dataset in order, wherever it runs; open shards are saved."""
+    from acavdl import driver
+
+    return driver.tell_stop(output_folder, config)
 
 
 @main.command()

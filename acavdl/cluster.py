@@ -1,11 +1,13 @@
-"""Where the work runs: Dask's workers on this machine."""
+"""Where the work runs: Dask's workers, and those on this machine."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -17,11 +19,33 @@ from acavdl.errors import UsageError
 
 #: A shard is a long task with its own threads: one to each worker process, none held in reserve,
 #: and workers that die of a shard are told apart by our own count, not by Dask's three.
-_DASK_CONFIG = {
+DASK_CONFIG = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.scheduler.allowed-failures": 20,
     "distributed.comm.retry.count": 2,
 }
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers that a run may use.
+
+    Attributes
+    ----------
+    client
+        Leads to them; more may come, and go.
+    cores
+        Cores that they have when all are there.
+    need
+        To be called with the number of shards that are left: workers without work may be let go.
+    check
+        To be called now and then; raises ClusterError if there are no workers, and none will come.
+    """
+
+    client: Client
+    cores: int
+    need: Callable[[int], None] = lambda _: None
+    check: Callable[[], None] = lambda: None
 
 
 def usable_cores() -> int:
@@ -34,15 +58,29 @@ def process_count(wanted: int | None) -> int:
     return usable_cores() if wanted is None else max(1, min(wanted, usable_cores()))
 
 
-class _Closing(WorkerPlugin):
-    """Ends the shard of a worker that is told to close, within a second or so."""
+class Closing(WorkerPlugin):
+    """Has a worker that is told to close save its shard, within a second or so.
+
+    Slurm sends SIGTERM to all processes of a job that is cancelled, preempted or out of time. By
+    itself a worker process would die of it.
+    """
+
+    def setup(self, worker: Worker) -> None:
+        """Have SIGTERM close the worker."""
+        # Workers of a notebook live in threads, and signals are not theirs.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGTERM,
+                lambda *_: worker.loop.add_callback(worker.close, nanny=False),
+            )
 
     def teardown(self, worker: Worker) -> None:
+        """Have the worker's shard saved."""
         shard.stop()
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
+def interrupts_held_back() -> Iterator[None]:
     """Hold Ctrl-C back in this thread; threads and processes started meanwhile never get it.
 
     A terminal sends it to all its processes. The driver ends the workers in order; they must not
@@ -71,8 +109,8 @@ def _started(**options: Any) -> LocalCluster:
 def local_client(processes: int) -> Iterator[Client]:
     """Start worker processes with one Dask thread each on this machine, and end them with it."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set(_DASK_CONFIG))
-        with _interrupts_held_back():
+        stack.enter_context(dask.config.set(DASK_CONFIG))
+        with interrupts_held_back():
             cluster = stack.enter_context(
                 _started(
                     n_workers=processes,
@@ -85,5 +123,5 @@ def local_client(processes: int) -> Iterator[Client]:
                 )
             )
         client = stack.enter_context(Client(cluster))
-        client.register_plugin(_Closing())
+        client.register_plugin(Closing())
         yield client

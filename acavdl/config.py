@@ -196,6 +196,22 @@ class Tracking:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """When a run ends in order though there is more to make; the next one goes on.
+
+    Parameters
+    ----------
+    hours
+        Hours of work.
+    bytes
+        Bytes fetched.
+    """
+
+    hours: float | None = None
+    bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Distribution:
     """How work is spread.
 
@@ -214,6 +230,9 @@ class Distribution:
         Clips between two checkpoints of an open shard: as many are lost with a worker, at most.
     max_shard_retry
         How often a shard that failed (storage, a bug) is tried again within a run.
+    slurm
+        What `dask_jobqueue.SLURMCluster` takes: ``queue``, ``account``, ``walltime``, ``cores``,
+        ``memory``, …; what is left out is the user's ``jobqueue.yaml``'s.
     """
 
     processes_count: int | None = None
@@ -222,6 +241,7 @@ class Distribution:
     slice: float = 1200.0
     checkpoint: int = 64
     max_shard_retry: int = 1
+    slurm: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -264,6 +284,7 @@ class Config:
     audio: AudioRate = field(default_factory=AudioRate)
     output: Output = field(default_factory=Output)
     tracking: Tracking = field(default_factory=Tracking)
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work, by their names."""
@@ -311,10 +332,11 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain values, for the run's record.
 
-        Options for yt-dlp and the store may hold cookies or passwords: only their names are
-        recorded.
+        Options for yt-dlp, the store and Slurm may hold cookies or passwords: only their names
+        are recorded.
         """
         values = dataclasses.asdict(self)
         values["reading"]["ytdlp"] = sorted(self.reading.ytdlp)
         values["storage"]["options"] = sorted(self.storage.options)
+        values["distribution"]["slurm"] = sorted(self.distribution.slurm)
         return values

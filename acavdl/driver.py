@@ -6,37 +6,52 @@ import contextlib
 import logging
 import os
 import tempfile
+import threading
+import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, Literal
 
 import dask.dataframe as dd
 import pandas as pd
-from distributed import Client, Future, as_completed, futures_of, get_client
+from distributed import Client, Future, futures_of, get_client
 
-from acavdl import governor
-from acavdl.cluster import local_client, process_count
+from acavdl import governor, shard
+from acavdl.cluster import Workers, local_client, process_count
 from acavdl.config import Config, IncrementalMode, TableOptions, Tracking
 from acavdl.display import Display, Mode, planned, say, summary
-from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
+from acavdl.ending import Ending, ask_to_end
+from acavdl.errors import AcavdlError, ClusterError, Outcome, ShardError, UsageError
 from acavdl.estimate import Estimate, estimate
 from acavdl.ledger import published_of, read_rows
 from acavdl.models import ShardReport
 from acavdl.net import Network
+from acavdl.nodes import JobShape, allocation_workers, job_shape, slurm_workers
 from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
 from acavdl.planning import Made
 from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
 from acavdl.settings import Settings, from_arguments, from_mapping, load, load_sampler
 from acavdl.shard import REPORT, Job, process_shard, report_of
+from acavdl.slurm import check_commands, check_script
 from acavdl.storage import Store
 from acavdl.tracking import Tracker
 from acavdl.writer import schema_of
 
 logger = logging.getLogger(__name__)
 
+#: Exit code of a run that was ended before its end, and goes on with the same command.
+INTERRUPTED = 130
+#: Seconds between two looks at whether a run is to end, and that its workers get to save.
+_LOOK, _PATIENCE = 0.5, 30.0
+#: Seconds that a worker gets to hand over its report.
+_ANSWER = 5.0
+
+#: How many nodes of Slurm: jobs to submit, or those of the job that this process runs in.
+Nodes = int | Literal["allocation"]
 #: What `config` may be: settings, the path of a YAML file, or what one holds.
 ConfigLike = Config | Settings | str | os.PathLike[str] | Mapping[str, Any] | None
 
@@ -65,6 +80,26 @@ class PlanReport:
 
 
 @dataclass(frozen=True)
+class DryRun:
+    """What a run on Slurm would submit.
+
+    Attributes
+    ----------
+    shards
+        Shards that are to be made.
+    nodes, processes
+        Jobs, and worker processes in each.
+    script
+        A job's script.
+    """
+
+    shards: int
+    nodes: int
+    processes: int
+    script: str
+
+
+@dataclass(frozen=True)
 class RunReport:
     """How a run ended.
 
@@ -78,6 +113,8 @@ class RunReport:
         What became of the table's rows; None if the plan was there.
     left
         Shards that `reading.sampler` left for another run.
+    ended
+        Why the run has ended before all was made (`max_hours`, `max_bytes`, ``acavdl stop``).
     """
 
     output_folder: str
@@ -85,6 +122,7 @@ class RunReport:
     failed_shards: Mapping[int, str] = field(default_factory=dict)
     made: Made | None = None
     left: int = 0
+    ended: str | None = None
 
     @property
     def successes(self) -> int:
@@ -166,6 +204,7 @@ def download(plan: PlanReport, client: Client | None = None) -> Any:
 def _results_of_shard(clips: pd.DataFrame, job: Job) -> pd.DataFrame:
     report = report_of(process_shard(clips, job))
     while report.state == "partial":
+        shard.check_going_on()
         report = report_of(process_shard(clips, job))
     return read_rows(job.store, report.shard, job.config.storage.oom_shard_count)
 
@@ -176,6 +215,7 @@ def run(
     *,
     config: ConfigLike = None,
     client: Client | None = None,
+    nodes: Nodes | None = None,
     progress: Mode = "auto",
     **arguments: Any,
 ) -> RunReport:
@@ -193,7 +233,11 @@ def run(
         Settings: a `Config`, the path of a YAML file, or a mapping as the file holds it; what it
         says of the call's arguments holds where they are not given. None = the defaults.
     client
-        A Dask client to use; None = workers on this machine for the time of the run.
+        A Dask client to use; None = workers of its own for the time of the run.
+    nodes
+        Those workers are jobs of Slurm, on so many nodes (`distribution.slurm` says what they ask
+        for); ``allocation``: they are on the nodes of the job that this process runs in; None =
+        processes on this machine.
     progress
         ``auto``, ``plain``, ``json`` or ``quiet``.
     **arguments
@@ -210,23 +254,35 @@ def run(
     """
     call = _call(config, url_list=url_list, output_folder=output_folder, **arguments)
     config, store = call.config, call.store
+    tell = _tell_of(progress)
     if client is None:
         # What is wrong with certificates or proxies is better said now than by each worker.
         Network(config.reading.ytdlp.get("proxy")).close()
+    shape = None if client or nodes is None else _job_shape(call, nodes, tell)
     prepared = _prepare(call, store, progress)
     plan, tmp_dir = prepared.plan, call.tmp_dir
     done = published_of(store, len(plan.sizes), config.storage.oom_shard_count)
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
     chosen = _sampled(missing, config.reading.sampler)
     with contextlib.ExitStack() as stack:
+        workers: Workers | None = None
         cores = process_count(config.distribution.processes_count)
-        if chosen and client is None:
+        if client is not None:
+            workers = Workers(client, sum(client.nthreads().values()))
+        elif chosen and shape:
+            on_nodes = (
+                allocation_workers(shape, tell)
+                if nodes == "allocation"
+                else slurm_workers(shape, nodes or 1, len(chosen), tell)
+            )
+            workers = stack.enter_context(on_nodes)
+            # Each job has a folder of its own on its node.
+            tmp_dir = None
+        elif chosen:
             # Ours to remove, whatever becomes of the workers that use it.
             tmp_dir = stack.enter_context(_scratch(tmp_dir))
-            client = stack.enter_context(local_client(min(cores, len(chosen))))
-        elif client is not None:
-            cores = sum(client.nthreads().values())
-        roll_up = RollUp(plan.sizes, cores)
+            workers = Workers(stack.enter_context(local_client(min(cores, len(chosen)))), cores)
+        roll_up = RollUp(plan.sizes, workers.cores if workers else cores)
         for shard, found in done.items():
             roll_up.add_published(shard, found.counts)
         stack.enter_context(Display(roll_up.snapshot, progress))
@@ -236,17 +292,86 @@ def run(
                 roll_up.snapshot,
                 output_folder=str(store),
                 config=config.as_dict(),
-                tell=(lambda _: None) if progress in ("quiet", "json") else say,
+                tell=tell,
             )
         )
-        failed: dict[int, str] = {}
-        if chosen and client is not None:
+        failed: Mapping[int, str] = {}
+        ended: str | None = None
+        if chosen and workers is not None:
             job = _job(call, prepared, store, tmp_dir)
-            governor.install(client, config.reading.rate_limit)
+            governor.install(workers.client, config.reading.rate_limit)
             places = [_place(plan, shard) for shard in chosen]
-            failed = _work_off(client, places, job, roll_up, tracker)
+            ending = Ending(store, config.limits, lambda: roll_up.snapshot().bytes_fetched)
+            working = _Working(workers, job, roll_up, tracker)
+            with ending.watched():
+                working.work_off(places, ending)
+            failed, ended = working.failed, ending.reason
     left = len(missing) - len(chosen)
-    return RunReport(str(store), roll_up.snapshot(), failed, prepared.made, left)
+    return RunReport(str(store), roll_up.snapshot(), failed, prepared.made, left, ended)
+
+
+def dry_run(
+    url_list: str | None = None,
+    output_folder: str | None = None,
+    *,
+    nodes: int,
+    config: ConfigLike = None,
+    progress: Mode = "auto",
+    **arguments: Any,
+) -> DryRun:
+    """Do all that `run` does on `nodes` of Slurm before it submits jobs: plan and check.
+
+    Raises
+    ------
+    AcavdlError
+        For what would keep the run from beginning.
+    """
+    call = _call(config, url_list=url_list, output_folder=output_folder, **arguments)
+    shape = _job_shape(call, nodes, _tell_of(progress))
+    prepared = _prepare(call, call.store, progress)
+    plan, storage = prepared.plan, call.config.storage
+    done = published_of(call.store, len(plan.sizes), storage.oom_shard_count)
+    missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
+    chosen = _sampled(missing, call.config.reading.sampler)
+    count = shape.nodes_for(len(chosen), nodes)
+    return DryRun(len(chosen), count, shape.processes, shape.script())
+
+
+def job_script(config: ConfigLike = None, tmp_dir: str | None = None) -> str:
+    """Return the script that `run` submits for each node, but for the scheduler's address.
+
+    Raises
+    ------
+    UsageError
+        For options in `distribution.slurm` that there are not.
+    ClusterError
+        If cores or memory are not set and Slurm does not tell them.
+    """
+    settings = settings_of(config)
+    tmp_dir = tmp_dir or settings.call.get("tmp_dir")
+    return job_shape(settings.config.distribution.slurm, tmp_dir).script()
+
+
+def _job_shape(call: _Call, nodes: Nodes, tell: Callable[[str], None]) -> JobShape:
+    """Return the job of each node, which Slurm would take; the output folder can be written."""
+    check_commands()
+    options = call.config.distribution.slurm
+    if nodes == "allocation":
+        shape = job_shape({"queue": os.environ.get("SLURM_JOB_PARTITION"), **options}, call.tmp_dir)
+    else:
+        shape = job_shape(options, call.tmp_dir)
+        check_script(shape.script())
+    try:
+        call.store.create()
+    except UsageError as error:
+        raise ClusterError(str(error)) from error
+    if call.config.distribution.processes_count is not None:
+        tell("distribution.processes_count is for one machine: a node has a process for each core")
+    return shape
+
+
+def _tell_of(progress: Mode) -> Callable[[str], None]:
+    return (lambda _: None) if progress in ("quiet", "json") else say
 
 
 @dataclass(frozen=True)
@@ -300,7 +425,7 @@ def _prepare(call: _Call, store: Store, progress: Mode) -> Prepared:
         call.config,
         mode=call.incremental_mode,
         tmp_dir=call.tmp_dir,
-        tell=(lambda _: None) if progress in ("quiet", "json") else say,
+        tell=_tell_of(progress),
     )
 
 
@@ -364,12 +489,44 @@ def tell(report: RunReport) -> int:
             report.snapshot, report.output_folder, report.failed_shards, report.made, report.left
         )
     )
+    if report.ended is not None:
+        say(f"ended before its end: {report.ended}. The same command goes on")
+        return INTERRUPTED
     return ShardError.exit_code if report.failed_shards else 0
+
+
+def tell_stop(output_folder: str, config: ConfigLike = None) -> int:
+    """Ask the run that works on a folder to end in order; say whether it does, return the code.
+
+    Raises
+    ------
+    AcavdlError
+        If there is no dataset, or the store can't be written.
+    """
+    store = Store(output_folder, settings_of(config).config.storage.options)
+    if store.size("_acavdl/run.json") is None:
+        raise UsageError(f"there is no dataset in {store}")
+    if ask_to_end(store):
+        say(f"the run in {store} saves its open shards and ends; the same command goes on")
+        return 0
+    say(f"no run has answered within a minute: none seems to be at work in {store}")
+    return 1
 
 
 def tell_plan(report: PlanReport) -> int:
     """Say what a plan holds and what it takes; return the exit code."""
     say(planned(report.plan, report.estimate, report.made, report.output_folder))
+    return 0
+
+
+def tell_dry_run(report: DryRun) -> int:
+    """Say what a run would submit; return the exit code."""
+    say(
+        f"{report.shards:,} shards to make: {report.nodes} jobs of {report.processes} processes, "
+        "which Slurm would take; nothing is submitted. Each of them:",
+        "",
+        report.script,
+    )
     return 0
 
 
@@ -388,48 +545,111 @@ def _clips_of_shard(place: ShardPlace, job: Job) -> pd.DataFrame:
     return read_shard(place, job.store)
 
 
-def _work_off(
-    client: Client, shards: Sequence[ShardPlace], job: Job, roll_up: RollUp, tracker: Tracker
-) -> dict[int, str]:
-    """Have the shards made, `subjob_size` at a time; return causes of failure by shard."""
-    failed: dict[int, str] = {}
-    size = job.config.distribution.subjob_size
-    with _progress_from(client, roll_up):
-        for begin in range(0, len(shards), size):
-            running = _submit(client, shards[begin : begin + size], job)
-            finished = as_completed(list(running), raise_errors=False)
-            for future in finished:
-                place = running.pop(future)
-                if future.status == "finished":
-                    report = report_of(future.result())
-                    _take(report, roll_up)
-                    if report.state == "partial":
-                        again = _submit(client, [replace(place, slice=place.slice + 1)], job)
-                        running |= again
-                        finished.update(list(again))
-                    else:
-                        tracker.shard_finished(report)
-                else:
-                    error = future.exception() if future.status == "error" else None
-                    cause = f"{type(error).__name__}: {error}" if error else future.status
-                    roll_up.drop(place.shard)
-                    if error and place.attempt < job.config.distribution.max_shard_retry:
-                        logger.warning("shard %05d is tried again: %s", place.shard, cause)
-                        again = _submit(client, [replace(place, attempt=place.attempt + 1)], job)
-                        running |= again
-                        finished.update(list(again))
-                    else:
-                        failed[place.shard] = cause
-                        logger.error("shard %05d failed: %s", place.shard, cause)
-                future.release()
-    return failed
+class _Working:
+    """The shards of a run on their way through Dask.
 
+    Attributes
+    ----------
+    failed
+        Cause of failure by shard.
+    """
 
-def _submit(
-    client: Client, places: Sequence[ShardPlace], job: Job
-) -> dict[Future[Any], ShardPlace]:
-    futures = futures_of(client.persist(shard_frame(places, job)))
-    return dict(zip(futures, places, strict=True))
+    def __init__(self, workers: Workers, job: Job, roll_up: RollUp, tracker: Tracker) -> None:
+        self._workers, self._client, self._job = workers, workers.client, job
+        self._roll_up, self._tracker = roll_up, tracker
+        self._running: dict[Future[Any], ShardPlace] = {}
+        self._over: SimpleQueue[Future[Any]] = SimpleQueue()
+        self.failed: dict[int, str] = {}
+
+    def work_off(self, shards: Sequence[ShardPlace], ending: Ending) -> None:
+        """Have the shards made, `subjob_size` at a time, or as many as there is time for."""
+        size = self._job.config.distribution.subjob_size
+        with _progress_from(self._client, self._roll_up):
+            try:
+                for begin in range(0, len(shards), size):
+                    self._submit(shards[begin : begin + size])
+                    self._follow(ending, behind=max(0, len(shards) - begin - size))
+            except KeyboardInterrupt:
+                self._end("interrupted")
+                raise
+            if ending.reason is not None:
+                self._end(ending.reason)
+
+    def _submit(self, places: Sequence[ShardPlace]) -> None:
+        futures = futures_of(self._client.persist(shard_frame(places, self._job)))
+        self._running |= zip(futures, places, strict=True)
+        for future in futures:
+            future.add_done_callback(self._over.put)
+
+    def _follow(self, ending: Ending, behind: int) -> None:
+        while self._running and ending.reason is None:
+            self._take_one()
+            self._workers.need(len(self._running) + behind)
+            self._workers.check()
+
+    def _take_one(self, *, more: bool = True) -> None:
+        """Take the next result that there is within a moment, and have made what needs `more`."""
+        try:
+            future = self._over.get(timeout=_LOOK)
+        except Empty:
+            return
+        place = self._running.pop(future, None)
+        if place is None:
+            return
+        again = None
+        if future.status == "finished":
+            again = self._finished(future, place)
+        elif more:
+            again = self._failed(future, place)
+        future.release()
+        if again is not None and more:
+            self._submit([again])
+
+    def _finished(self, future: Future[Any], place: ShardPlace) -> ShardPlace | None:
+        try:
+            report = report_of(future.result(_ANSWER))
+        except TimeoutError:
+            # It is with a worker that died just now. Another task reads what the shard's files say.
+            return replace(place, slice=place.slice + 1)
+        _take(report, self._roll_up)
+        if report.state == "partial":
+            return replace(place, slice=place.slice + 1)
+        self._tracker.shard_finished(report)
+        return None
+
+    def _failed(self, future: Future[Any], place: ShardPlace) -> ShardPlace | None:
+        error = future.exception() if future.status == "error" else None
+        cause = f"{type(error).__name__}: {error}" if error else str(future.status)
+        self._roll_up.drop(place.shard)
+        if error and place.attempt < self._job.config.distribution.max_shard_retry:
+            logger.warning("shard %05d is tried again: %s", place.shard, cause)
+            return replace(place, attempt=place.attempt + 1)
+        self.failed[place.shard] = cause
+        logger.error("shard %05d failed: %s", place.shard, cause)
+        return None
+
+    def _end(self, reason: str) -> None:
+        """Have open shards saved; what has not begun never does."""
+        logger.warning("%s: open shards are saved (Ctrl-C ends at once)", reason)
+        at_work = {key for keys in self._client.processing().values() for key in keys}
+        waiting = [future for future in self._running if future.key not in at_work]
+        self._client.cancel(waiting)
+        self._tell_workers(shard.stop)
+        for future in waiting:
+            self._running.pop(future)
+        end = time.monotonic() + _PATIENCE
+        while self._running and time.monotonic() < end:
+            self._take_one(more=False)
+        # They may be the user's own, who goes on with them.
+        self._tell_workers(shard.go_on)
+
+    def _tell_workers(self, what: Callable[[], None]) -> None:
+        """Call a function in all worker processes, not held up by those that hang or are gone."""
+        calling = threading.Thread(
+            target=self._client.run, args=(what,), kwargs={"on_error": "ignore"}, daemon=True
+        )
+        calling.start()
+        calling.join(_LOOK)
 
 
 def _take(report: ShardReport, roll_up: RollUp) -> None:

@@ -153,6 +153,12 @@ class EmptyTableError(AcavdlError):
     exit_code = 4
 
 
+class ClusterError(AcavdlError):
+    """The cluster does not take the jobs, or they end as soon as they begin."""
+
+    exit_code = 5
+
+
 class StorageError(AcavdlError):
     """The store cannot be read or written; never charged to a clip."""
 

@@ -8,11 +8,12 @@ way; the shard is published by the first that is done, and then all of it is rem
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +21,16 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from acavdl.errors import StorageError
+from acavdl.errors import ShardError, StorageError
 from acavdl.storage import Store
 
 logger = logging.getLogger(__name__)
 
 _SEGMENT = re.compile(r"([0-9a-f]{12})-(\d{6})\.parquet")
+_MARK = re.compile(r"[0-9a-f]{12}-([^-]*)-(\d+)\.begun")
 _STATE = b"acavdl"
+#: Tasks of a run that vanish at the same clips before the shard is set aside.
+_DEATHS = 5
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,41 @@ class Journal:
     def path(self, extension: str) -> str:
         """Return the name of a file that this task may keep with its checkpoints."""
         return f"{self._folder}/{self._token}.{extension}"
+
+    @contextlib.contextmanager
+    def begun(self, run: str, done: int) -> Iterator[None]:
+        """Leave a mark as long as the task is at work: that of a task that was killed stays.
+
+        Dask runs again what was on a worker that died, elsewhere; a shard of which workers die
+        (media on which a library crashes, say) would cost one worker after the other.
+
+        Parameters
+        ----------
+        run
+            Name of the run: the next one may try again.
+        done
+            Clips that are made, on which the task goes on.
+
+        Raises
+        ------
+        ShardError
+            If too many tasks of this run have begun there, and have left their marks.
+        StorageError
+            If the mark can't be written.
+        """
+        marks = [_MARK.fullmatch(name) for name in self._store.sizes(self._folder)]
+        dead = sum(mark is not None and mark.groups() == (run, str(done)) for mark in marks)
+        if dead >= _DEATHS:
+            raise ShardError(
+                f"{dead} workers have died at it, behind its first {done} clips: it is set aside. "
+                "The next run tries it again"
+            )
+        name = f"{self._folder}/{self._token}-{run}-{done}.begun"
+        self._store.write(name, b"")
+        try:
+            yield
+        finally:
+            self._store.remove(name)
 
     def save(self, rows: pa.Table, state: Mapping[str, Any]) -> None:
         """Make a checkpoint: rows since the last one, and where the samples stand.

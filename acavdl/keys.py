@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
+from dask.utils import parse_bytes
 
 from acavdl.errors import UsageError
 from acavdl.spans import UNITS
@@ -148,6 +149,16 @@ def _unlimited(value: Any) -> float | None:
     return None if value == 999999.0 else _positive(value)
 
 
+def _bytes(value: Any) -> int:
+    try:
+        number = parse_bytes(value) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if isinstance(number, bool) or not isinstance(number, int | float) or number < 1:
+        raise ValueError("bytes: a number, or a text like 500GB")
+    return int(number)
+
+
 _ARGS = "subsampling.ClippingSubsampler.args"
 _YT = "reading.yt_args"
 INPUT_FORMATS = ("csv", "tsv", "tsv.gz", "json", "jsonl", "parquet", "txt")
@@ -211,6 +222,10 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("enable_wandb", "tracking", "enable_wandb", _flag, "Log to Weights & Biases."),
     Key("wandb_project", "tracking", "wandb_project", _text, "Its project there."),
+    Key("max_hours", "limits", "hours", _positive, "The run ends in order after so long."),
+    Key(
+        "max_bytes", "limits", "bytes", _bytes, "The run ends in order when it has fetched so much."
+    ),
     Key(
         "max_shard_retry",
         "distribution",
@@ -363,6 +378,13 @@ KEYS: tuple[Key, ...] = (
         "Clips of an open shard between two checkpoints.",
     ),
     Key(
+        "distribution.slurm",
+        "distribution",
+        "slurm",
+        _options,
+        "What dask_jobqueue.SLURMCluster takes: queue, account, walltime, cores, memory, …",
+    ),
+    Key(
         f"{_ARGS}.precision",
         "clipping",
         "precision",
@@ -400,6 +422,8 @@ NULLABLE = (
     "reading.sampler",
     f"{_YT}.yt_metadata_args.writesubtitles",
     "distribution.processes_count",
+    "max_hours",
+    "max_bytes",
     f"{_ARGS}.max_length",
     "subsampling.AudioRateSubsampler.args.sample_rate",
     "subsampling.AudioRateSubsampler.args.n_audio_channels",

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from acavdl.config import (
     Clipping,
     Config,
     Distribution,
+    Limits,
     Output,
     Reading,
     Storage,
@@ -45,7 +46,6 @@ _NOT_SUPPORTED = {
     _YT: "sizes and metadata; options for yt-dlp go under reading.ytdlp",
     "stage": "acavdl downloads; the other stages are the reference's",
     "reading.give_up_after": "not yet: a refusal does not stop a run",
-    "distribution.slurm": "not yet: acavdl runs on one machine",
 }
 _SECTIONS = ("subsampling", "reading", "storage", "distribution")
 _SECTION_TYPES: dict[str, Callable[..., Any]] = {
@@ -56,6 +56,7 @@ _SECTION_TYPES: dict[str, Callable[..., Any]] = {
     "audio": AudioRate,
     "output": Output,
     "tracking": Tracking,
+    "limits": Limits,
 }
 _DISTRIBUTORS = ("pyspark", "multiprocessing", "slurm")
 
@@ -162,6 +163,35 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
         section = dataclasses.replace(getattr(config, key.section), **{key.field: given})
         config = dataclasses.replace(config, **{key.section: section})
     return config
+
+
+def slurm_values(given: Sequence[str], named: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return `distribution.slurm` as options of the command line have it.
+
+    Parameters
+    ----------
+    given
+        Texts like ``cores=48``: numbers, lists and mappings in YAML, all else as it is.
+    named
+        Values by their names; None is what is not given.
+
+    Raises
+    ------
+    UsageError
+        For a text that is not like that.
+    """
+    values: dict[str, Any] = {}
+    for text in given:
+        name, sign, value = text.partition("=")
+        if not name or not sign:
+            raise UsageError(f"--slurm {text}: give KEY=VALUE, cores=48 say")
+        # A time like 24:00:00 would be a number in YAML.
+        plain = not value.isdecimal() and value[:1] not in ("[", "{") and value != "true"
+        try:
+            values[name.replace("-", "_")] = value if plain else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--slurm {text}: {' '.join(str(error).split())}") from error
+    return values | {name: value for name, value in named.items() if value is not None}
 
 
 def _leaves(tree: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -83,14 +83,25 @@ REPORT = {
 }
 
 
-#: Set when this process is to end its work (see `stop`).
+#: Set while this process is to end its work (see `stop`).
 _stopping = threading.Event()
 
 
 def stop() -> None:
-    """Give up the shards of this process now; it is about to end."""
+    """Save what the open shards of this process have, and end them: now, and until `go_on`."""
     _stopping.set()
     cancel_all()
+
+
+def go_on() -> None:
+    """Let this process make shards again."""
+    _stopping.clear()
+
+
+def check_going_on() -> None:
+    """Raise StoppedError if this process is to make no shards now (see `stop`)."""
+    if _stopping.is_set():
+        raise StoppedError
 
 
 @dataclass(frozen=True)
@@ -167,7 +178,8 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     """Make the shard that `clips` (all of one shard, in order) stand for, and publish it.
 
     It goes on behind the last checkpoint of any task on this shard. Where there can be checkpoints,
-    it begins no other video when `distribution.slice` is over, and returns with a ``partial`` one.
+    it begins no other video when `distribution.slice` is over, and returns with a ``partial`` one;
+    so it does at once, wherever it stands, when the process is told to `stop`.
     """
     shard, begun = clips[0].shard, time.monotonic()
     store, host = job.store, socket.gethostname()
@@ -178,6 +190,7 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     name, journal = shard_name(shard, digits), Journal(store, shard_name(shard, digits))
     resumed = _usable(journal.resumed(), clips, job)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(journal.begun(job.run, int(resumed.state.get("done", 0))))
         samples = stack.enter_context(_sample_writer(job, name, journal, resumed))
         made = _Open(clips, job, samples, journal, resumed)
         with _rare_collections(), _Maker(job) as maker:
@@ -309,8 +322,7 @@ class _Open:
                 if not self._lines:
                     self._pass(place)
         except StoppedError:
-            self.save()
-            raise
+            return
         if place is not None:
             self._pass(place)
 
@@ -550,8 +562,7 @@ class _Maker:
         """Wait until the governor allows a request to the site; that is no time of the clip."""
         if self._worker is not None and is_youtube(url):
             budget.extend(wait_for_lease(self._worker, self._egress, _stopping))
-        if _stopping.is_set():
-            raise StoppedError
+        check_going_on()
 
     def _fetch(
         self, video: _Video, source: Source, clips: Sequence[Clip]

@@ -121,7 +121,7 @@ def test_every_setting_is_known_to_matter_or_not() -> None:
         *("timeout", "retries", "sampler", "ytdlp", "rate_limit", "egress", "fetch"),
         *("slice", "checkpoint"),
         *("processes_count", "thread_count", "subjob_size", "max_shard_retry", "options"),
-        *("enable_wandb", "wandb_project"),
+        *("enable_wandb", "wandb_project", "hours", "bytes", "slurm"),
     }
 
 
@@ -271,7 +271,8 @@ def test_an_empty_file_sets_nothing(tmp_path: Path, text: str) -> None:
         ("stage: subset", "stage is not supported"),
         ("reading: {extraction: lite}", "reading.extraction must be full or light, not 'lite'"),
         ("reading: {fetch: parts}", "reading.fetch must be ranges or whole, not 'parts'"),
-        ("distribution: {slurm: {account: x}}", "distribution.slurm is not supported (not yet"),
+        ("distribution: {slurm: x}", "distribution.slurm must be a mapping, not 'x'"),
+        ("max_bytes: 3 stones", "max_bytes must be bytes: a number, or a text like 500GB"),
         ("a: [", "is no YAML"),
         ("a: \x00", "is no YAML"),
         ("&a [*a]", "settings are a mapping"),

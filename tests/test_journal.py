@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from acavdl.errors import ShardError
 from acavdl.journal import Journal, Resumed
 from acavdl.storage import Store
 
@@ -80,3 +81,34 @@ def test_all_of_it_is_removed_at_the_end(store: Store, tmp_path: Path) -> None:
     first.clear()
     assert files(store) == []
     assert len(store.sizes("_acavdl/open/00008")) == 1
+
+
+def test_a_shard_at_which_workers_die_is_set_aside(store: Store) -> None:
+    killed = []
+
+    def die(run: str, done: int) -> None:
+        # As a process that is killed: nothing of it is undone.
+        killed.append(Journal(store, "00007").begun(run, done))
+        killed[-1].__enter__()
+
+    for _ in range(4):
+        die("a", 64)
+    with Journal(store, "00007").begun("a", 64):
+        pass
+    die("a", 64)
+    with pytest.raises(ShardError, match="5 workers have died at it, behind its first 64 clips"):
+        Journal(store, "00007").begun("a", 64).__enter__()
+    # Where it has come farther, and in the next run, there is another chance.
+    for run, done in (("a", 128), ("b", 64)):
+        with Journal(store, "00007").begun(run, done):
+            assert any(f"-{run}-{done}.begun" in name for name in files(store))
+    assert len(files(store)) == 5
+    assert Journal(store, "00007").resumed() == Resumed()
+    Journal(store, "00007").clear()
+    assert files(store) == []
+
+
+def test_a_task_that_fails_leaves_no_mark(store: Store) -> None:
+    with pytest.raises(KeyError), Journal(store, "00007").begun("a", 0):
+        raise KeyError
+    assert files(store) == []

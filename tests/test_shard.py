@@ -31,7 +31,7 @@ from acavdl.resolve import Resolver
 from acavdl.sandbox import Fault, Sandbox, video_id
 from acavdl.sandbox.media import DEMO_MASTERS
 from acavdl.sandbox.probe import probe
-from acavdl.shard import Job, StoppedError, make_shard, process_shard, report_of
+from acavdl.shard import Job, make_shard, process_shard, report_of
 
 READING = Reading(timeout=8.0, retries=0, rate_limit=None)
 SPEC_H3 = next(spec for spec in DEMO_MASTERS if spec.code == "h3")
@@ -56,7 +56,7 @@ def frame(rows: list[Clip]) -> pd.DataFrame:
 @pytest.fixture(autouse=True)
 def _not_stopping() -> Iterator[None]:
     yield
-    shard._stopping.clear()
+    shard.go_on()
 
 
 def test_report_is_one_row_and_true(online: Sandbox, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_two_copies_at_once_leave_one_whole_shard(online: Sandbox, tmp_path: Pat
         first, second = pool.map(lambda _: make_shard(clips(4), job), range(2))
     assert dict(first.counts) == dict(second.counts) == {"ok": 4}
     assert make_shard(clips(4), job).state == "present"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "00003.parquet", "00003.tar", "00003_stats.json",
     ]  # fmt: skip
 
@@ -117,11 +117,11 @@ def test_stopping_ends_hanging_work_and_publishes_nothing(online: Sandbox, tmp_p
     job = Job(str(tmp_path / "out"), patient, captions=False, tmp_dir=str(tmp_path))
     begun = time.monotonic()
     threading.Timer(1.0, shard.stop).start()
-    with pytest.raises(StoppedError):
-        # More than there are threads: what waits must not begin.
-        make_shard(clips(12, fault=Fault.PLAYER_HANGS), job)
+    # More than there are threads: what waits must not begin.
+    made = make_shard(clips(12, fault=Fault.PLAYER_HANGS), job)
+    assert (made.state, made.clips) == ("partial", 0)
     assert time.monotonic() - begun < 30
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -130,7 +130,7 @@ def test_failure_of_the_store_is_loud_and_leaves_nothing(online: Sandbox, tmp_pa
     job = Job(str(tmp_path / "out"), CONFIG, captions=False, tmp_dir=str(tmp_path))
     with pytest.raises(StorageError, match=r"00003\.tar"):
         make_shard(clips(2), job)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00003.tar"]
+    assert [path.name for path in (tmp_path / "out").rglob("*.*")] == ["00003.tar"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -743,7 +743,7 @@ def test_files_are_the_members_of_the_tar(online: Sandbox, tmp_path: Path) -> No
     made = make(tmp_path / "files", rows, output=FILES, captions=True)
     assert made.samples == make(tmp_path / "tar", rows, captions=True).samples
     out = tmp_path / "files/out"
-    assert sorted(path.name for path in out.iterdir()) == [
+    assert sorted(path.name for path in out.iterdir() if path.name != "_acavdl") == [
         "00000", "00000.parquet", "00000_stats.json",
     ]  # fmt: skip
     assert sorted(path.name for path in (out / "00000").iterdir()) == sorted(
@@ -765,7 +765,7 @@ def test_shard_of_files_is_published_once(online: Sandbox, tmp_path: Path) -> No
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: make_shard(clips(3), job), range(2))
     assert dict(first.counts) == dict(second.counts) == {"ok": 3}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "_acavdl") == [
         "00003", "00003.parquet", "00003_stats.json",
     ]  # fmt: skip
     assert len(list((tmp_path / "00003").iterdir())) == 6
