@@ -18,9 +18,10 @@ LAB = Path(__file__).parents[1] / "slurm/lab"
 
 @dataclass(frozen=True)
 class Lab:
-    """A running Slurm: its folder."""
+    """A running Slurm: its folder, and how many nodes it has."""
 
     folder: Path
+    nodes: int
 
     def call(self, *command: str, check: bool = True) -> str:
         """Return what a command of Slurm's says."""
@@ -32,7 +33,7 @@ class Lab:
         """Return the jobs in the queue."""
         return self.call("squeue", "-h", "-o", columns, *options).split()
 
-    def nodes(self, state: str) -> list[str]:
+    def nodes_in(self, state: str) -> list[str]:
         """Return the nodes in a state."""
         return self.call("sinfo", "-h", "-N", "-p", "main", "-t", state, "-o", "%N").split()
 
@@ -45,18 +46,16 @@ class Lab:
         """Kill a node's slurmd, as if its machine had lost power but for the job's processes."""
         os.kill(int((self.folder / f"slurmd-{node}.pid").read_text()), 9)
 
-    def mend(self) -> None:
-        """Start what has died, bring back all nodes, cancel all jobs."""
-        for job in self.jobs():
+    def mend(self) -> list[str]:
+        """Start what has died, bring back all nodes; cancel all jobs, and return those."""
+        subprocess.run([LAB / "up", str(self.nodes)], check=True, capture_output=True)
+        left = self.jobs()
+        for job in left:
             self.call("scancel", job, check=False)
-        subprocess.run([LAB / "up", str(len(self.all_nodes()))], check=True, capture_output=True)
-        for node in self.all_nodes():
-            self.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)
-        waited_for(lambda: not self.jobs() and len(self.nodes("idle")) == len(self.all_nodes()))
-
-    def all_nodes(self) -> list[str]:
-        """Return the names of all nodes."""
-        return sorted({*self.call("sinfo", "-h", "-N", "-o", "%N").split()})
+        for node in range(self.nodes):
+            self.call("scontrol", "update", f"nodename=n{node}", "state=resume", check=False)
+        waited_for(lambda: not self.jobs() and len(self.nodes_in("idle")) == self.nodes)
+        return left
 
 
 @contextlib.contextmanager
@@ -75,7 +74,7 @@ def slurm(folder: Path, nodes: int, processes: int) -> Iterator[Lab]:
     with environment(values):
         try:
             subprocess.run([LAB / "up", str(nodes)], check=True, capture_output=True)
-            yield Lab(folder)
+            yield Lab(folder, nodes)
         finally:
             subprocess.run([LAB / "down", "--keep-logs"], check=False)
 
