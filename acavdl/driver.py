@@ -214,7 +214,30 @@ def run(
         # What is wrong with certificates or proxies is better said now than by each worker.
         Network(config.reading.ytdlp.get("proxy")).close()
     prepared = _prepare(call, store, progress)
-    plan, tmp_dir = prepared.plan, call.tmp_dir
+    job = _job(call, prepared, store, call.tmp_dir)
+    return make_shards(job, prepared.plan, prepared.made, client=client, progress=progress)
+
+
+def make_shards(
+    job: Job,
+    plan: Plan,
+    made: Made | None = None,
+    *,
+    client: Client | None = None,
+    progress: Mode = "auto",
+) -> RunReport:
+    """Make what is missing of a plan, and say how far it is meanwhile.
+
+    Parameters
+    ----------
+    job
+        What the tasks have in common.
+    made
+        What became of the table's rows, for the report.
+    client, progress
+        As for `run`.
+    """
+    config, store, tmp_dir = job.config, job.store, job.tmp_dir
     done = published_of(store, len(plan.sizes), config.storage.oom_shard_count)
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
     chosen = _sampled(missing, config.reading.sampler)
@@ -226,7 +249,7 @@ def run(
             client = stack.enter_context(local_client(min(cores, len(chosen))))
         elif client is not None:
             cores = sum(client.nthreads().values())
-        roll_up = RollUp(plan.sizes, cores)
+        roll_up = RollUp(plan.sizes, cores, again=plan.again)
         for shard, found in done.items():
             roll_up.add_published(shard, found.counts)
         stack.enter_context(Display(roll_up.snapshot, progress))
@@ -241,12 +264,12 @@ def run(
         )
         failed: dict[int, str] = {}
         if chosen and client is not None:
-            job = _job(call, prepared, store, tmp_dir)
+            job = replace(job, tmp_dir=tmp_dir, run=_run_id())
             governor.install(client, config.reading.rate_limit)
             places = [_place(plan, shard) for shard in chosen]
             failed = _work_off(client, places, job, roll_up, tracker)
     left = len(missing) - len(chosen)
-    return RunReport(str(store), roll_up.snapshot(), failed, prepared.made, left)
+    return RunReport(str(store), roll_up.snapshot(), failed, made, left)
 
 
 @dataclass(frozen=True)

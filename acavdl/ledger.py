@@ -113,7 +113,11 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """Return the plan as the manifest tells it."""
     plan = manifest["plan"]
     parts = tuple(
-        Part(part["name"], part["first"], tuple(part["sizes"]), part["sha256"], part["bytes"])
+        Part(
+            **{name: part[name] for name in ("name", "first", "sha256", "bytes")},
+            sizes=tuple(part["sizes"]),
+            again=part.get("again", {}),
+        )
         for part in plan["parts"]
     )
     return Plan(parts, plan["videos"], plan["seconds"], dict(plan["extra"]), dict(plan["rejected"]))

@@ -15,9 +15,9 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import dask.config
 import dask.dataframe as dd
@@ -184,7 +184,7 @@ def make_plan(
     if not counted.clips and before is None:
         raise EmptyTableError(_nothing(files, rejected))
     bounds = shard_bounds(counted.counts, wanted.clips_per_shard)
-    parts, seconds = _write_parts(store, scratch, buckets, bounds, before)
+    parts, seconds = _write_parts(store, _Ordered(scratch, buckets), bounds, before)
     plan = Plan(
         parts=(*(before.parts if before else ()), *parts),
         videos=counted.videos + (before.videos if before else 0),
@@ -193,6 +193,52 @@ def make_plan(
         rejected=rejected.counts,
     )
     return Made(plan, sum(piece.rows for piece in pieces), rejected.examples, **totals)
+
+
+def plan_again(store: Store, before: Plan, places: pd.DataFrame, clips_per_shard: int) -> Plan:
+    """Add clips of a plan to it once more, in new shards behind the last one.
+
+    They are held in memory.
+
+    Parameters
+    ----------
+    places
+        ``shard`` and ``row`` of each, and the ``outcome`` that it had.
+
+    Raises
+    ------
+    StorageError
+        If the plan can't be read or written.
+    """
+    found = []
+    for part in before.parts:
+        of_part = places[places["shard"].isin(part.shards())]
+        if of_part.empty:
+            continue
+        begins = np.concatenate([[0], np.cumsum(part.sizes)])
+        at = begins[of_part["shard"].to_numpy() - part.first] + of_part["row"].to_numpy()
+        outcomes = pa.array(of_part["outcome"], pa.string())
+        with open_part(store, part.name) as file:
+            taken = file.read().take(pa.array(at))
+        found.append(taken.append_column("outcome", outcomes))
+    clips = pa.concat_tables(found).drop_columns(["shard", "row"])
+    ids = clips["video_id"].to_numpy()
+    clips = clips.append_column("hash", pa.array(pd.util.hash_array(ids, categorize=False)))
+    order = [(name, "ascending") for name in ("hash", *_KEY)]
+    clips = clips.take(pc.sort_indices(clips, order)).combine_chunks()
+    for name in ("start_ms", "end_ms"):
+        place = clips.column_names.index(name)
+        clips = clips.set_column(place, name, pc.fill_null(clips[name], WHOLE))
+    videos = np.flatnonzero(_begins(clips, ["video_id"]))
+    bounds = shard_bounds(np.diff(np.r_[videos, clips.num_rows]), clips_per_shard)
+    parts, _ = _write_parts(store, _InMemory(clips), bounds, before)
+    begin, counted = 0, []
+    for part in parts:
+        size = sum(part.sizes)
+        outcomes = Counter(clips["outcome"].slice(begin, size).to_pylist())
+        counted.append(replace(part, again=dict(sorted(outcomes.items()))))
+        begin += size
+    return replace(before, parts=(*before.parts, *counted))
 
 
 def _bucket_count(rows: int, size: int) -> int:
@@ -480,12 +526,11 @@ def shard_bounds(counts: np.ndarray, clips_per_shard: int) -> np.ndarray:
 
 
 def _write_parts(
-    store: Store, scratch: Path, buckets: int, bounds: np.ndarray, before: Plan | None
+    store: Store, sources: _Source, bounds: np.ndarray, before: Plan | None
 ) -> tuple[list[Part], float]:
     """Write the parts of new shards; return them and the seconds of their spans."""
     shards, first = len(bounds) - 1, len(before.sizes) if before else 0
     number = len(before.parts) if before else 0
-    sources = _Ordered(scratch, buckets)
     tasks = [
         delayed(_write_part)(
             store,
@@ -498,6 +543,22 @@ def _write_parts(
     ]
     done = compute(*tasks, scheduler=threaded.get)
     return [part for part, _ in done], math.fsum(seconds for _, seconds in done)
+
+
+class _Source(Protocol):
+    def read(self, begin: int, stop: int) -> pa.Table:
+        """Return the clips from `begin` to `stop`, of all in their order."""
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """Clips that are in order already."""
+
+    clips: pa.Table
+
+    def read(self, begin: int, stop: int) -> pa.Table:
+        """Return the clips from `begin` to `stop`."""
+        return self.clips.slice(begin, stop - begin)
 
 
 class _Ordered:
@@ -528,7 +589,7 @@ class _Ordered:
 
 
 def _write_part(
-    store: Store, clips: _Ordered, bounds: np.ndarray, first: int, name: str
+    store: Store, clips: _Source, bounds: np.ndarray, first: int, name: str
 ) -> tuple[Part, float]:
     table = clips.read(int(bounds[0]), int(bounds[-1])).combine_chunks()
     seconds = pc.sum(pc.subtract(table["end_ms"], table["start_ms"])).as_py() / 1000

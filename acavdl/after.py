@@ -1,0 +1,296 @@
+"""What comes after a run: what failed, once more, whether all is whole, and what is to go."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from distributed import Client
+
+from acavdl.config import Config
+from acavdl.display import Mode, failures_table, say, write_out
+from acavdl.driver import ConfigLike, RunReport, make_shards, settings_of
+from acavdl.errors import Outcome, Retry, UsageError
+from acavdl.ledger import (
+    Published,
+    check_manifest,
+    plan_of,
+    published_of,
+    read_manifest,
+    write_manifest,
+)
+from acavdl.planfile import Plan, check_plan
+from acavdl.planning import plan_again
+from acavdl.results import (
+    TOMBSTONES,
+    Failures,
+    failed_rows,
+    schema_of_table,
+    table_of,
+    to_retry,
+    tombstones_of,
+)
+from acavdl.settings import changed, from_record
+from acavdl.shard import Job
+from acavdl.storage import Store, open_output
+from acavdl.writer import schema_of
+
+#: Outcomes that may end otherwise another time.
+TRANSIENT = frozenset(o.value for o in Outcome if o.retry is not Retry.NEVER)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A dataset that is there.
+
+    Attributes
+    ----------
+    manifest
+        What ``run.json`` holds.
+    config
+        The settings to go on with.
+    """
+
+    store: Store
+    manifest: dict[str, Any]
+    plan: Plan
+    config: Config
+
+    @property
+    def digits(self) -> int:
+        """Digits of shard numbers in file names, at least."""
+        return self.config.storage.oom_shard_count
+
+    @property
+    def whole(self) -> bool:
+        """Whether videos were wanted as a whole, or for their subtitles."""
+        spans = ("clip_col", "start_col")
+        return not any(self.manifest["source"].get(name) for name in spans)
+
+    def published(self) -> dict[int, Published]:
+        """Return the published shards."""
+        return published_of(self.store, len(self.plan.sizes), self.digits)
+
+    def job(self, tmp_dir: str | None = None) -> Job:
+        """Return what the tasks that go on with it have in common."""
+        source = self.manifest["source"]
+        captions = (
+            source.get("caption_col") is not None
+            or source.get("caption_from") is not None
+            or self.config.storage.captions_are_subtitles
+        )
+        return Job(
+            str(self.store),
+            self.config,
+            captions=captions,
+            caption_from=source.get("caption_from"),
+            extra=self.plan.extra,
+            tmp_dir=tmp_dir,
+        )
+
+
+def open_folder(
+    output_folder: str, config: ConfigLike = None, settings: Mapping[str, Any] | None = None
+) -> Folder:
+    """Return the dataset in a folder.
+
+    Parameters
+    ----------
+    config
+        As for `acavdl.run`: what changes the plan or the bytes of samples must be as it was. None =
+        the settings that the dataset was made with, but for options of yt-dlp and of the store,
+        which are not recorded.
+    settings
+        What is set otherwise, by the names that a file has.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    PlanMismatchError
+        If the settings are those of another one.
+    StorageError
+        If it can't be read, or its plan was changed.
+    """
+    given = settings_of(config).config
+    store = Store(output_folder, given.storage.options)
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise UsageError(f"{store} holds no dataset of acavdl (no _acavdl/run.json)")
+    if config is None:
+        given = from_record(manifest["config"])
+    given = changed(given, settings or {})
+    check_manifest(store, manifest, given.fingerprint())
+    plan = plan_of(manifest)
+    check_plan(store, plan)
+    return Folder(store, manifest, plan, given)
+
+
+def _known(outcomes: Collection[str]) -> frozenset[str]:
+    known = {outcome.value for outcome in Outcome} - {Outcome.OK.value}
+    if strange := sorted(set(outcomes) - known):
+        raise UsageError(f"no outcome of a failure: {', '.join(strange)} (see docs/outcomes.md)")
+    return frozenset(outcomes)
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def failures(
+    output_folder: str,
+    *,
+    outcomes: Collection[str] = (),
+    export: str | None = None,
+    tombstones: str | None = None,
+    config: ConfigLike = None,
+) -> Failures:
+    """Return which clips failed, and how; a clip that was retried counts by its last outcome.
+
+    Parameters
+    ----------
+    outcomes
+        Only these; none = all.
+    export
+        A csv or parquet to write with a row for each of them: a table for `acavdl.run`.
+    tombstones
+        A csv or parquet to write with the videos that are dead for good, for ``tombstones`` of
+        `acavdl.run`.
+    config
+        See `open_folder`.
+
+    Raises
+    ------
+    AcavdlError
+        If the dataset can't be read, or a file can't be written.
+    """
+    wanted = _known(outcomes)
+    folder = open_folder(output_folder, config)
+    done = folder.published()
+    # With subtitles each row made of a video counts, else each clip of the plan once.
+    clips = sum(found.count for found in done.values())
+    clips -= sum(sum(part.sizes[n] for n in _among(part.shards(), done)) for part in _again(folder))
+    found = Failures(str(folder.store), clips, len(folder.plan.sizes), len(done))
+    buried: set[str] = set()
+    with contextlib.ExitStack() as stack:
+        columns = schema_of(folder.job().layout)
+        schema = schema_of_table(columns, whole=folder.whole)
+        write = stack.enter_context(_table_writer(export, schema))
+        bury = stack.enter_context(_table_writer(tombstones, TOMBSTONES))
+        for rows in failed_rows(folder.store, folder.plan, done, wanted, folder.digits):
+            found.add(rows)
+            if export is not None:
+                write(table_of(rows, whole=folder.whole))
+            if tombstones is not None:
+                dead = tombstones_of(rows)
+                fresh = [video not in buried for video in dead["video_id"].to_pylist()]
+                buried.update(dead["video_id"].to_pylist())
+                bury(dead.filter(pa.array(fresh, pa.bool_())))
+    return found
+
+
+def _again(folder: Folder) -> list[Any]:
+    return [part for part in folder.plan.parts if part.again]
+
+
+def _among(shards: range, done: Collection[int]) -> list[int]:
+    """Return the places of those of `shards` that are in `done`."""
+    return [place for place, shard in enumerate(shards) if shard in done]
+
+
+@contextlib.contextmanager
+def _table_writer(url: str | None, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield what appends tables to a csv or a parquet, by the end of its name."""
+    if url is None:
+        yield lambda _: None
+        return
+    kind = PurePosixPath(url).suffix
+    if kind not in (".csv", ".parquet"):
+        raise UsageError(f"{url}: a table that is written ends in .csv or .parquet")
+    make = pa.csv.CSVWriter if kind == ".csv" else pq.ParquetWriter
+    with open_output(url) as file, make(file, schema) as writer:
+        yield lambda table: writer.write_table(table.cast(schema))
+
+
+def tell_failures(found: Failures, *, as_json: bool = False) -> int:
+    """Say what failed, on stdout; return the exit code."""
+    write_out(orjson.dumps(found.as_dict()).decode() if as_json else failures_table(found))
+    return 0
+
+
+# --- retry -------------------------------------------------------------------------------------
+
+
+def retry(
+    output_folder: str,
+    *,
+    outcomes: Collection[str] = (),
+    config: ConfigLike = None,
+    settings: Mapping[str, Any] | None = None,
+    client: Client | None = None,
+    tmp_dir: str | None = None,
+    progress: Mode = "auto",
+) -> RunReport:
+    """Ask once more for clips that failed: they become new shards, and what is missing is made.
+
+    Taken are clips of published shards, by their last outcome; what stands in a shard that is still
+    to be made is not taken twice. So it can be called again, after weeks as well. What is there
+    stays as it is, and no shard gets another number.
+
+    Parameters
+    ----------
+    outcomes
+        Outcomes to retry; none = those that may end otherwise another time (``retry`` is ``now`` or
+        ``later``).
+    config, settings
+        See `open_folder`.
+    client, progress
+        As for `acavdl.run`.
+    tmp_dir
+        Local folder for media on their way; None = the system's.
+
+    Raises
+    ------
+    AcavdlError
+        For what keeps it from beginning; failures of clips are data.
+    """
+    wanted = _known(outcomes) or TRANSIENT
+    folder = open_folder(output_folder, config, settings)
+    tell = say if progress in ("auto", "plain") else _in_silence
+    if config is None and folder.manifest["config"]["reading"].get("ytdlp"):
+        names = ", ".join(folder.manifest["config"]["reading"]["ytdlp"])
+        tell(f"The run had options for yt-dlp ({names}), which are not recorded: see --config.")
+    plan = plan_retry(folder, wanted)
+    first, count = len(folder.plan.sizes), len(plan.sizes) - len(folder.plan.sizes)
+    shards = f", shards {first} to {first + count - 1}" if count else ""
+    taken = sum(plan.sizes[first:])
+    tell(f"{taken:,} clips are asked for once more{shards}.")
+    return make_shards(folder.job(tmp_dir), plan, client=client, progress=progress)
+
+
+def plan_retry(folder: Folder, outcomes: Set[str]) -> Plan:
+    """Add clips that ended in one of these ways to the plan of a dataset; return it."""
+    storage = folder.config.storage
+    taken = to_retry(
+        folder.store,
+        folder.plan,
+        folder.published(),
+        outcomes,
+        whole_only=storage.captions_are_subtitles,
+        digits=folder.digits,
+    )
+    if taken.empty:
+        return folder.plan
+    plan = plan_again(folder.store, folder.plan, taken, storage.number_sample_per_shard)
+    write_manifest(folder.store, plan, folder.manifest["source"], folder.config)
+    return plan
+
+
+def _in_silence(*_: Any) -> None:
+    pass
