@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acavdl.after import failures, retry
+    from acavdl.after import failures, remove, retry
     from acavdl.driver import download, plan, run
     from acavdl.reference import video2dataset
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "download", "failures", "plan", "retry", "run", "video2dataset"]
+__all__ = ["__version__", "download", "failures", "plan", "remove", "retry", "run", "video2dataset"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
         from acavdl import driver
 
         return getattr(driver, name)
-    if name in ("failures", "retry"):
+    if name in ("failures", "remove", "retry"):
         from acavdl import after
 
         return getattr(after, name)

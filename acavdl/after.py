@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,7 +17,8 @@ from distributed import Client
 from acavdl.config import Config
 from acavdl.display import Mode, failures_table, say, write_out
 from acavdl.driver import ConfigLike, RunReport, make_shards, settings_of
-from acavdl.errors import Outcome, Retry, UsageError
+from acavdl.errors import Outcome, Retry, ShardError, StorageError, UsageError
+from acavdl.idlists import read_ids, video_ids
 from acavdl.ledger import (
     Published,
     check_manifest,
@@ -28,6 +29,7 @@ from acavdl.ledger import (
 )
 from acavdl.planfile import Plan, check_plan
 from acavdl.planning import plan_again
+from acavdl.removal import finish, remember, remove_from, removed_ids, shards_with
 from acavdl.results import (
     TOMBSTONES,
     Failures,
@@ -294,3 +296,88 @@ def plan_retry(folder: Folder, outcomes: Set[str]) -> Plan:
 
 def _in_silence(*_: Any) -> None:
     pass
+
+
+# --- remove ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RemoveReport:
+    """What was taken out of a dataset.
+
+    Attributes
+    ----------
+    videos
+        Videos that are kept out of it by now.
+    clips
+        Clips that were taken out by this call, and the shards that had them.
+    failed
+        Cause by shard that could not be rewritten: to be called again.
+    """
+
+    output_folder: str
+    videos: int
+    clips: int
+    shards: int
+    failed: Mapping[int, str]
+
+
+def remove(
+    output_folder: str,
+    ids: Iterable[str] = (),
+    *,
+    ids_file: str | None = None,
+    config: ConfigLike = None,
+) -> RemoveReport:
+    """Take all samples of videos out of a dataset, and keep them out of it.
+
+    They are written down first; then the shards that have them are rewritten, one after the other,
+    each in one step. After it was broken off, call it again, with or without ids.
+
+    Parameters
+    ----------
+    ids
+        Ids or links of videos.
+    ids_file
+        A list of more: txt, csv, parquet, … (see `acavdl.idlists.read_ids`).
+    config
+        See `open_folder`.
+
+    Raises
+    ------
+    AcavdlError
+        If there is no dataset, or an id is none; what keeps single shards from being rewritten is
+        in the report.
+    """
+    wanted = video_ids(ids)
+    if ids_file is not None:
+        wanted |= frozenset(read_ids(ids_file).to_pylist())
+    folder = open_folder(output_folder, config)
+    store = folder.store
+    store.sweep()
+    remember(store, wanted)
+    # Those of earlier calls, too: they may have been broken off.
+    removed = removed_ids(store)
+    if not removed:
+        raise UsageError("no video is named: give --ids or --ids-file")
+    finish(store)
+    clips, shards, failed = 0, 0, {}
+    for shard in shards_with(store, folder.plan, removed):
+        try:
+            changed = remove_from(store, shard, removed, folder.digits)
+        except StorageError as error:
+            failed[shard] = str(error)
+        else:
+            clips, shards = clips + changed, shards + (changed > 0)
+    return RemoveReport(str(store), len(removed), clips, shards, failed)
+
+
+def tell_remove(report: RemoveReport) -> int:
+    """Say what was removed; return the exit code: 1 if a shard still has what is to go."""
+    for shard, cause in sorted(report.failed.items()):
+        say(f"shard {shard:05d} is not done: {cause}")
+    say(
+        f"{report.clips:,} clips were taken out of {report.shards:,} shards of "
+        f"{report.output_folder}; {report.videos:,} videos are kept out of it"
+    )
+    return ShardError.exit_code if report.failed else 0

@@ -126,6 +126,9 @@ _TABLE = _options(
     click.option(
         "--whole-videos", is_flag=True, default=None, help="Whatever spans the table has."
     ),
+    click.option(
+        "--tombstones", metavar="LIST", help="Videos that are dead: not asked for (csv, txt, …)."
+    ),
     click.option("--output-format", metavar="FORMAT", help="webdataset (default) or files."),
     click.option(
         "--encode-formats",
@@ -314,6 +317,21 @@ def retry(output_folder: str, config: str | None, **options: Any) -> int:
 
     given, settings = _settings_in(options), _settings_of_folder(config)
     return tell(run_again(output_folder, config=settings, settings=given, **options))
+
+
+@main.command()
+@_FOLDER
+@click.option("--ids", metavar="ID,…", multiple=True, help="Videos, by id or link (repeatable).")
+@click.option("--ids-file", metavar="F", help="A list of videos: txt, csv, parquet, …")
+@_ends_cleanly
+def remove(output_folder: str, config: str | None, ids: tuple[str, ...], ids_file: str) -> int:
+    """Take videos out of the shards, and keep them out of later runs."""
+    from acavdl.after import remove as take_out
+    from acavdl.after import tell_remove
+
+    named = [text.strip() for texts in ids for text in texts.split(",") if text.strip()]
+    settings = _settings_of_folder(config)
+    return tell_remove(take_out(output_folder, named, ids_file=ids_file, config=settings))
 
 
 @main.command()

@@ -29,6 +29,7 @@ from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
 from acavdl.planning import Made
 from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
+from acavdl.removal import finish
 from acavdl.settings import Settings, from_arguments, from_mapping, load, load_sampler
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.storage import Store
@@ -238,6 +239,7 @@ def make_shards(
         As for `run`.
     """
     config, store, tmp_dir = job.config, job.store, job.tmp_dir
+    finish(store)
     done = published_of(store, len(plan.sizes), config.storage.oom_shard_count)
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
     chosen = _sampled(missing, config.reading.sampler)

@@ -15,7 +15,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +89,9 @@ class Wanted:
         Clips of the plan at most.
     allow_local, limits
         See `acavdl.tables.clean`.
+    unwanted
+        Videos that are left out, each list under the reason for which their rows are rejected: a
+        key of `UNWANTED`.
     """
 
     clips_per_shard: int
@@ -96,6 +99,14 @@ class Wanted:
     limit: int | None = None
     allow_local: bool = False
     limits: Mapping[str, Any] | None = None
+    unwanted: Mapping[str, pa.Array] = field(default_factory=dict)
+
+
+#: Why videos are left out that could be planned.
+UNWANTED = {
+    "removed": "taken out of the dataset before (acavdl remove)",
+    "known_dead": "stands in the list of --tombstones",
+}
 
 
 @dataclass(frozen=True)
@@ -271,7 +282,7 @@ def _ordered(
     frame = dd.from_map(
         _scatter,
         list(enumerate(sources)),
-        job=_Job(columns, wanted, buckets, scratch),
+        job=_Job(columns, wanted, buckets, scratch, _Unwanted(wanted.unwanted)),
         meta=_nothing_of(_SCATTERED),
     )
     with dask.config.set({"temporary_directory": str(scratch), "dataframe.convert-string": False}):
@@ -300,6 +311,7 @@ class _Job:
     wanted: Wanted
     buckets: int
     scratch: Path
+    unwanted: _Unwanted
 
 
 def _scatter(numbered: tuple[int, Piece | tuple[Store, Part]], job: _Job) -> pd.DataFrame:
@@ -312,10 +324,13 @@ def _scatter(numbered: tuple[int, Piece | tuple[Store, Part]], job: _Job) -> pd.
             allow_local=job.wanted.allow_local,
             limits=job.wanted.limits,
         )
-        if cleaned.rejected.num_rows:
-            named = _with_file(cleaned.rejected, source.file)
+        clips, unwanted = _wanted(cleaned.clips, job.unwanted)
+        rejected = pa.concat_tables([cleaned.rejected, unwanted])
+        if rejected.num_rows:
+            order = pc.sort_indices(rejected, [("row", "ascending")])
+            named = _with_file(rejected.take(order), source.file)
             pq.write_table(named, job.scratch / f"rejected-{number:06d}.parquet")
-        clips, file = cleaned.clips, source.file
+        file = source.file
     else:
         clips, file = _planned(*source), _PLANNED
     ids = clips["video_id"].to_numpy()
@@ -338,6 +353,48 @@ def _scatter(numbered: tuple[int, Piece | tuple[Store, Part]], job: _Job) -> pd.
         }
     )
     return frame[list(_SCATTERED)]
+
+
+class _Unwanted:
+    """Videos that are left out, with the reason; made to be looked up in by many threads."""
+
+    def __init__(self, lists: Mapping[str, pa.Array]) -> None:
+        ids = pa.concat_arrays([pa.array([], pa.string()), *lists.values()])
+        hashes = pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
+        order = np.argsort(hashes, kind="stable")
+        reasons = np.repeat(
+            np.array(list(lists), dtype=object), [len(ids) for ids in lists.values()]
+        )
+        self._ids, self._hashes = ids.take(pa.array(order)), hashes[order]
+        self._reasons = reasons[order]
+
+    def reasons(self, ids: pa.ChunkedArray) -> np.ndarray:
+        """Return for each video why it is left out; None, if it isn't."""
+        found = np.full(len(ids), None, dtype=object)
+        if len(self._hashes):
+            hashes = pd.util.hash_array(ids.to_numpy(), categorize=False)
+            place = np.searchsorted(self._hashes, hashes) % len(self._hashes)
+            rows = np.flatnonzero(self._hashes[place] == hashes)
+            # What has the same hash is the same, but for one in 10¹⁹.
+            same = pc.equal(self._ids.take(pa.array(place[rows])), ids.take(pa.array(rows)))
+            rows = rows[same.to_numpy()]
+            found[rows] = self._reasons[place[rows]]
+        return found
+
+
+def _wanted(clips: pa.Table, unwanted: _Unwanted) -> tuple[pa.Table, pa.Table]:
+    """Return the clips whose videos are wanted, and the rows of the others as rejected."""
+    reasons = unwanted.reasons(clips["video_id"])
+    out = np.flatnonzero(reasons != np.array(None))
+    rest = np.setdiff1d(np.arange(len(reasons)), out)
+    columns = [
+        clips["row"].take(pa.array(out)),
+        pa.array(reasons[out], pa.string()),
+        pa.array([UNWANTED[reason] for reason in reasons[out]], pa.string()),
+        clips["video_id"].take(pa.array(out)),
+    ]
+    rejected = pa.table(columns, names=REJECTED_SCHEMA.names)
+    return (clips.take(pa.array(rest)) if len(out) else clips), rejected
 
 
 def _with_file(rejected: pa.Table, file: int) -> pa.Table:
