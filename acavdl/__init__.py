@@ -5,12 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acavdl.after import failures, remove, retry
+    from acavdl.after import failures, remove, retry, verify
     from acavdl.driver import download, plan, run
     from acavdl.reference import video2dataset
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "download", "failures", "plan", "remove", "retry", "run", "video2dataset"]
+__all__ = [
+    "__version__",
+    "download",
+    "failures",
+    "plan",
+    "remove",
+    "retry",
+    "run",
+    "verify",
+    "video2dataset",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,7 +29,7 @@ def __getattr__(name: str) -> Any:
         from acavdl import driver
 
         return getattr(driver, name)
-    if name in ("failures", "remove", "retry"):
+    if name in ("failures", "remove", "retry", "verify"):
         from acavdl import after
 
         return getattr(after, name)

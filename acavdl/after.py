@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,11 +12,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from distributed import Client
+from distributed import Client, as_completed
 
+from acavdl.checks import Checked, check_shard
+from acavdl.cluster import local_client, process_count
 from acavdl.config import Config
 from acavdl.display import Mode, failures_table, say, write_out
-from acavdl.driver import ConfigLike, RunReport, make_shards, settings_of
+from acavdl.driver import ConfigLike, RunReport, make_shards, place_of, settings_of
 from acavdl.errors import Outcome, Retry, ShardError, StorageError, UsageError
 from acavdl.idlists import read_ids, video_ids
 from acavdl.ledger import (
@@ -25,9 +27,11 @@ from acavdl.ledger import (
     plan_of,
     published_of,
     read_manifest,
+    shard_name,
+    unpublish,
     write_manifest,
 )
-from acavdl.planfile import Plan, check_plan
+from acavdl.planfile import Plan, ShardPlace, check_plan
 from acavdl.planning import plan_again
 from acavdl.removal import finish, remember, remove_from, removed_ids, shards_with
 from acavdl.results import (
@@ -296,6 +300,154 @@ def plan_retry(folder: Folder, outcomes: Set[str]) -> Plan:
 
 def _in_silence(*_: Any) -> None:
     pass
+
+
+# --- verify ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `verify` found.
+
+    Attributes
+    ----------
+    shards, missing
+        Shards that were read, and those of the plan that are not published.
+    clips, bytes
+        What was read.
+    broken
+        What is wrong, by shard.
+    unread
+        Why a shard could not be read: nothing is known of it.
+    repaired
+        Shards that are to be made anew by the next run, or were mended.
+    """
+
+    output_folder: str
+    shards: int
+    missing: int
+    clips: int
+    bytes: int
+    broken: Mapping[int, Sequence[str]]
+    unread: Mapping[int, str]
+    repaired: Sequence[int] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that was read is as it should be."""
+        return not self.broken and not self.unread
+
+
+def verify(
+    output_folder: str,
+    *,
+    decode: int = 0,
+    repair: bool = False,
+    config: ConfigLike = None,
+    settings: Mapping[str, Any] | None = None,
+    client: Client | None = None,
+    progress: Mode = "auto",
+) -> VerifyReport:
+    """Read each published shard, and compare it with its stats, its parquet and the plan.
+
+    Parameters
+    ----------
+    decode
+        Samples of each shard that are decoded.
+    repair
+        Whether shards that are broken are taken back, so that the next run makes them anew. (One
+        that only has samples of videos that were removed loses those.)
+    config, settings
+        See `open_folder`.
+    client
+        A Dask client whose workers read; None = workers on this machine.
+    progress
+        ``quiet``: nothing is said.
+
+    Raises
+    ------
+    AcavdlError
+        If there is no dataset.
+    """
+    folder = open_folder(output_folder, config, settings)
+    tell = _in_silence if progress in ("quiet", "json") else say
+    store, plan, job = folder.store, folder.plan, folder.job()
+    if repair:
+        store.sweep()
+        finish(store)
+    sizes = store.sizes()
+    names = {n: f"{shard_name(n, folder.digits)}_stats.json" for n in range(len(plan.sizes))}
+    there = [n for n, name in names.items() if name in sizes]
+    done: list[Checked] = []
+    with contextlib.ExitStack() as stack:
+        if client is None and there:
+            cores = process_count(folder.config.distribution.processes_count)
+            client = stack.enter_context(local_client(min(cores, len(there))))
+        for found in _checked([place_of(plan, n) for n in there], job, decode, client):
+            done.append(found)
+            if found.problems:
+                tell(_line(found))
+            elif len(done) % _TOLD_EVERY == 0:
+                tell(f"{len(done):,} of {len(there):,} shards are read")
+    broken = {found.shard: found.problems for found in done if found.problems and not found.unread}
+    mended = [found for found in done if found.shard in broken] if repair else []
+    for found in mended:
+        if found.removed:
+            remove_from(store, found.shard, removed_ids(store), folder.digits)
+        else:
+            unpublish(store, found.shard, folder.digits)
+    return VerifyReport(
+        str(store),
+        len(there),
+        len(plan.sizes) - len(there),
+        sum(found.clips for found in done),
+        sum(found.bytes for found in done),
+        broken,
+        {found.shard: found.problems[0] for found in done if found.unread},
+        sorted(found.shard for found in mended),
+    )
+
+
+#: Shards after which a line says how far it is, and problems of a shard that its line has.
+_TOLD_EVERY, _PROBLEMS_TOLD = 100, 3
+
+
+def _line(found: Checked) -> str:
+    state = "could not be read" if found.unread else "is broken"
+    more = len(found.problems) - _PROBLEMS_TOLD
+    texts = [*found.problems[:_PROBLEMS_TOLD], *([f"and {more} more"] if more > 0 else [])]
+    return f"shard {found.shard:05d} {state}: {'; '.join(texts)}"
+
+
+def _checked(
+    places: Sequence[ShardPlace], job: Job, decode: int, client: Client | None
+) -> Iterator[Checked]:
+    """Have the shards read, `subjob_size` at a time; yield what was found as it comes."""
+    size = job.config.distribution.subjob_size
+    for begin in range(0, len(places), size):
+        if client is not None:
+            some = places[begin : begin + size]
+            futures = client.map(check_shard, some, job=job, decode=decode, pure=False)
+            for future in as_completed(futures):
+                yield future.result()
+                future.release()
+
+
+def tell_verify(report: VerifyReport) -> int:
+    """Say what was found; return the exit code: 1 if a shard is not whole."""
+    missing = f", {report.missing:,} are still to be made" if report.missing else ""
+    say(
+        f"{report.shards:,} shards of {report.output_folder} were read, "
+        f"{report.clips:,} clips, {report.bytes / 1e9:,.2f} GB{missing}: "
+        f"{len(report.broken):,} are broken, {len(report.unread):,} could not be read"
+    )
+    if report.repaired:
+        listed = ", ".join(f"{shard:05d}" for shard in report.repaired[:10])
+        more = " …" if len(report.repaired) > 10 else ""
+        say(f"taken back: {listed}{more}; the next `acavdl run` or `retry` makes them anew")
+    elif report.broken:
+        say("--repair takes them back, so that the next run makes them anew")
+    return 0 if report.whole else ShardError.exit_code
 
 
 # --- remove ------------------------------------------------------------------------------------

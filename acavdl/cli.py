@@ -321,6 +321,28 @@ def retry(output_folder: str, config: str | None, **options: Any) -> int:
 
 @main.command()
 @_FOLDER
+@click.option(
+    "--decode",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Samples of each shard to decode.",
+)
+@click.option("--repair", is_flag=True, help="Take broken shards back: the next run makes them.")
+@click.option("--processes-count", type=int, metavar="N", help="Workers; default: one a core.")
+@_PROGRESS
+@_ends_cleanly
+def verify(output_folder: str, config: str | None, **options: Any) -> int:
+    """Read the shards, and compare them with their stats, rows and plan."""
+    from acavdl.after import tell_verify
+    from acavdl.after import verify as read_all
+
+    given, settings = _settings_in(options), _settings_of_folder(config)
+    return tell_verify(read_all(output_folder, config=settings, settings=given, **options))
+
+
+@main.command()
+@_FOLDER
 @click.option("--ids", metavar="ID,…", multiple=True, help="Videos, by id or link (repeatable).")
 @click.option("--ids-file", metavar="F", help="A list of videos: txt, csv, parquet, …")
 @_ends_cleanly

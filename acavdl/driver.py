@@ -158,7 +158,7 @@ def download(plan: PlanReport, client: Client | None = None) -> Any:
             ) from error
     job = replace(plan.job, run=_run_id())
     governor.install(client, job.config.reading.rate_limit)
-    places = [_place(plan.plan, shard) for shard in range(len(plan.plan.sizes))]
+    places = [place_of(plan.plan, shard) for shard in range(len(plan.plan.sizes))]
     frame = dd.from_map(_clips_of_shard, places, job=job, meta=empty_shard())
     empty = schema_of(job.layout).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
     return frame.map_partitions(_results_of_shard, job, meta=empty)
@@ -268,7 +268,7 @@ def make_shards(
         if chosen and client is not None:
             job = replace(job, tmp_dir=tmp_dir, run=_run_id())
             governor.install(client, config.reading.rate_limit)
-            places = [_place(plan, shard) for shard in chosen]
+            places = [place_of(plan, shard) for shard in chosen]
             failed = _work_off(client, places, job, roll_up, tracker)
     left = len(missing) - len(chosen)
     return RunReport(str(store), roll_up.snapshot(), failed, made, left)
@@ -365,7 +365,8 @@ def _sampled(missing: list[int], sampler: str | None) -> list[int]:
     return chosen
 
 
-def _place(plan: Plan, shard: int) -> ShardPlace:
+def place_of(plan: Plan, shard: int) -> ShardPlace:
+    """Return where a plan has a shard."""
     return ShardPlace(shard, *plan.place(shard))
 
 

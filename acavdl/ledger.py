@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from acavdl.config import Config
 from acavdl.errors import PlanMismatchError, StorageError
+from acavdl.journal import Journal
 from acavdl.planfile import Part, Plan
 from acavdl.storage import Store
 
@@ -151,6 +152,21 @@ def published(
         if all(size(f"{name}.{kind}") == files[kind]["bytes"] for kind in kinds):
             return Published(shard, stats["count"], stats["outcomes"])
     return None
+
+
+def unpublish(store: Store, shard: int, digits: int = 5) -> None:
+    """Take a shard back, so that it is made anew: from the removal of its stats on it is not there.
+
+    Raises
+    ------
+    StorageError
+        If a file can't be removed.
+    """
+    name = shard_name(shard, digits)
+    with store.lock(name):
+        for ending in ("_stats.json", ".parquet", ".tar"):
+            store.remove(f"{name}{ending}")
+        Journal(store, name).clear()
 
 
 def published_of(store: Store, shards: int, digits: int = 5) -> dict[int, Published]:

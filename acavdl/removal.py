@@ -38,6 +38,8 @@ _REMOVING = "_acavdl/removing"
 DETAIL = "taken out of the dataset on request (acavdl remove)"
 #: Columns of the parquet that a removed clip's row keeps, besides those of the user's table.
 _KEPT = ("key", "video_id", "url", "shard", "row", "start", "end", "host", "yt_dlp")
+#: Bytes read at a time.
+_BLOCK = 1 << 20
 #: Sums are made of these.
 _ZERO = ("bytes_fetched", "requests", "attempts")
 
@@ -139,6 +141,17 @@ def remove_from(store: Store, shard: int, ids: Set[str], digits: int = 5) -> int
     return int(gone.num_rows)
 
 
+def is_laid_down(store: Store, name: str) -> bool:
+    """Whether a removal of something of a shard was broken off, or is at work.
+
+    Raises
+    ------
+    StorageError
+        If the store doesn't tell.
+    """
+    return store.size(f"{_REMOVING}/{name}_stats.json") is not None
+
+
 def finish(store: Store) -> list[str]:
     """Finish what removals that were broken off have begun; return the names of those shards.
 
@@ -207,7 +220,7 @@ def _rewrite_tar(
         try:
             with (
                 store.open(f"{name}.tar") as source,
-                tarfile.open(fileobj=source, mode="r|") as old,
+                tarfile.open(fileobj=source, mode="r|", bufsize=_BLOCK) as old,
                 tarfile.open(fileobj=staged, mode="w") as new,
             ):
                 for member in old:

@@ -210,6 +210,11 @@ def members_of(result: ClipResult, layout: Layout = _PLAIN) -> dict[str, bytes]:
     return members
 
 
+def members_wanted(encode_formats: Mapping[str, str], *, captions: bool) -> tuple[str, ...]:
+    """Return the extensions of each sample's members, in the order that a tar has them."""
+    return tuple(sorted([*encode_formats.values(), "json", *(["txt"] if captions else [])]))
+
+
 class SampleWriter(Protocol):
     """Where the samples of a shard go."""
 
