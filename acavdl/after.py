@@ -29,7 +29,7 @@ from acavdl.ledger import (
     read_manifest,
     shard_name,
     unpublish,
-    write_manifest,
+    write_plan,
 )
 from acavdl.planfile import Plan, ShardPlace, check_plan
 from acavdl.planning import plan_again
@@ -294,7 +294,7 @@ def plan_retry(folder: Folder, outcomes: Set[str]) -> Plan:
     if taken.empty:
         return folder.plan
     plan = plan_again(folder.store, folder.plan, taken, storage.number_sample_per_shard)
-    write_manifest(folder.store, plan, folder.manifest["source"], folder.config)
+    write_plan(folder.store, folder.manifest, plan)
     return plan
 
 
@@ -375,6 +375,9 @@ def verify(
     if repair:
         store.sweep()
         finish(store)
+    for part in plan.parts:
+        if store.sha256(part.name) != part.sha256:
+            raise StorageError(f"the plan's {store.path(part.name)} was changed: put it back")
     sizes = store.sizes()
     names = {n: f"{shard_name(n, folder.digits)}_stats.json" for n in range(len(plan.sizes))}
     there = [n for n, name in names.items() if name in sizes]
@@ -484,7 +487,8 @@ def remove(
     """Take all samples of videos out of a dataset, and keep them out of it.
 
     They are written down first; then the shards that have them are rewritten, one after the other,
-    each in one step. After it was broken off, call it again, with or without ids.
+    each in one step. After it was broken off, call it again, with the same ids, or without any for
+    all that were ever given.
 
     Parameters
     ----------
@@ -508,13 +512,13 @@ def remove(
     store = folder.store
     store.sweep()
     remember(store, wanted)
-    # Those of earlier calls, too: they may have been broken off.
     removed = removed_ids(store)
     if not removed:
         raise UsageError("no video is named: give --ids or --ids-file")
     finish(store)
+    concerned = wanted or removed
     clips, shards, failed = 0, 0, {}
-    for shard in shards_with(store, folder.plan, removed):
+    for shard in shards_with(store, folder.plan, concerned):
         try:
             changed = remove_from(store, shard, removed, folder.digits)
         except StorageError as error:

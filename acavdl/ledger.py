@@ -49,12 +49,22 @@ def write_manifest(store: Store, plan: Plan, source: Mapping[str, Any], config: 
         "format_version": FORMAT_VERSION,
         "acavdl": _VERSION,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "plan": {"digest": plan.digest, "clips": plan.clips, **dataclasses.asdict(plan)},
+        "plan": _record(plan),
         "source": dict(source),
         "fingerprint": config.fingerprint(),
         "config": config.as_dict(),
     }
     store.write(MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+
+
+def write_plan(store: Store, manifest: Mapping[str, Any], plan: Plan) -> None:
+    """Record that a folder's plan has grown; all else stays as it was made."""
+    grown = {**manifest, "plan": _record(plan)}
+    store.write(MANIFEST, orjson.dumps(grown, option=orjson.OPT_INDENT_2))
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    return {"digest": plan.digest, "clips": plan.clips, **dataclasses.asdict(plan)}
 
 
 def read_manifest(store: Store) -> dict[str, Any] | None:

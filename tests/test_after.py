@@ -23,7 +23,7 @@ import acavdl
 from acavdl import after
 from acavdl.config import Config, Distribution, Reading, Storage
 from acavdl.driver import RunReport
-from acavdl.errors import PlanMismatchError, UsageError
+from acavdl.errors import PlanMismatchError, StorageError, UsageError
 from acavdl.ledger import plan_of, read_manifest
 from acavdl.planfile import ShardPlace, read_shard
 from acavdl.sandbox import Fault, Sandbox, video_id
@@ -176,6 +176,32 @@ def test_mistakes_are_told(online: Sandbox, client: Client, tmp_path: Path) -> N
     assert dict(retry(str(out), client).snapshot.counts) == {"ok": 1}
 
 
+def test_the_table_still_goes_on_and_grows(online: Sandbox, client: Client, tmp_path: Path) -> None:
+    """A plan with retries is extended as any other: by what it has not, up to the limit."""
+    online.reset()
+    out = str(tmp_path / "out")
+    rows = [(NEVER, 0, 2), (GOOD[0], 0, 2)]
+    run(out, tmp_path, client, rows, limit=3)
+    before = shards_of(Store(out))
+    retry(out, client)
+    retry(out, client)
+    larger = [*rows, *((name, 0, 2) for name in GOOD[1:])]
+    report = run(out, tmp_path, client, larger, incremental_mode="extend", limit=4)
+    shards = shards_of(Store(out))
+    assert shards[: len(before) + 2] == [*before, [NEVER], [NEVER]]
+    assert [len(shard) for shard in shards[len(before) + 2 :]] == [2]
+    assert dict(report.snapshot.counts) == {"ok": 3, "http_5xx": 1}
+    assert report.snapshot.total == 4
+    # And once more: what failed is behind what was added.
+    retry(out, client)
+    assert shards_of(Store(out))[-1] == [NEVER]
+    with (Path(out) / "_acavdl/plan/part-00003.parquet").open("r+b") as file:
+        file.seek(9)
+        file.write(b"?")
+    with pytest.raises(StorageError, match=r"part-00003\.parquet was changed"):
+        acavdl.verify(out, client=client, progress="quiet")
+
+
 # --- what a retry takes, whatever came before ----------------------------------------------------
 
 OUTCOMES = ["ok", "network", "private", "bot_check"]
@@ -218,7 +244,7 @@ class Model:
         self.open -= set(name)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.data())
 def test_a_retry_takes_what_failed_last_and_is_not_on_its_way(data: st.DataObject) -> None:
     """Against a model: publish some shards with any outcomes, retry, and so on."""

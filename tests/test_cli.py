@@ -439,26 +439,16 @@ def test_after_a_run(online: Sandbox, tmp_path: Path) -> None:
     done = call("failures", out, "--json", "--tombstones", tmp_path / "dead.csv")
     assert json.loads(done.stdout)["failed"] == 2
     assert dead in (tmp_path / "dead.csv").read_text()
-    done = call("failures", out, "--outcome", "http_5xx")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert once in done.stdout
-    assert dead not in done.stdout
-    assert_one_line(call("failures", out, "--outcome", "no"), 2, "no outcome of a failure: no")
+    done = call("failures", out, "--outcome", "no")
+    assert_one_line(done, 2, "no outcome of a failure: no")
     done = call("retry", out, "--progress", "plain", "--rate-limit", "0")
     assert done.returncode == 0, done.stderr
     assert "1 clips are asked for once more, shards 1 to 1." in done.stderr
     assert "2 of 3 clips in 2 of 2 shards" in done.stderr
-    assert_one_line(call("remove", out), 2, "--ids")
     assert_one_line(call("remove", out, "--ids", once), 0, "2 clips were taken out of 2 shards")
-    done = call("verify", out, "--decode", "1")
-    assert (done.returncode, "2 shards" in done.stderr) == (0, True), done.stderr
     (out / "00000.tar").unlink()
-    done = call("verify", out, "--repair")
+    done = call("verify", out, "--repair", "--decode", 1)
     assert done.returncode == 1
     assert "shard 00000 is broken: 00000.tar is missing" in done.stderr
     assert "taken back: 00000" in done.stderr
-    assert (
-        call("run", "--config", settings, "--url-list", table, "--output-folder", out).returncode
-        == 0
-    )
-    assert call("verify", out).returncode == 0
+    assert not (out / "00000_stats.json").exists()

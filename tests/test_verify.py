@@ -49,7 +49,8 @@ def make(folder: Path | str, tmp_path: Path, client: Client, config: Config, **m
     assert acavdl.run(str(table), str(folder), **more).successes > 4
 
 
-AUDIO = Output(encode_formats={"audio": "flac"})
+BOTH = Output(encode_formats={"video": "mp4", "audio": "m4a"})
+SOUND, FLAC = (Output(encode_formats={"audio": kind}) for kind in ("m4a", "flac"))
 
 
 @pytest.mark.parametrize(
@@ -58,9 +59,11 @@ AUDIO = Output(encode_formats={"audio": "flac"})
         CONFIG,
         *(replace(CONFIG, clipping=Clipping(kind)) for kind in ("editlist", "keyframe_adjusted")),
         pytest.param(replace(CONFIG, clipping=Clipping("exact")), marks=pytest.mark.slow),
-        replace(CONFIG, output=Output(encode_formats={"video": "mp4", "audio": "m4a"})),
-        replace(CONFIG, output=Output(encode_formats={"audio": "m4a"})),
-        replace(CONFIG, output=AUDIO, audio=AudioRate(16000, 1)),
+        replace(CONFIG, output=BOTH),
+        pytest.param(replace(CONFIG, output=SOUND), marks=pytest.mark.slow),
+        pytest.param(
+            replace(CONFIG, output=FLAC, audio=AudioRate(16000, 1)), marks=pytest.mark.slow
+        ),
         replace(CONFIG, output=FILES),
     ],
     ids=["low", "editlist", "keyframe", "exact", "m4a_beside", "m4a", "flac", "files"],
@@ -327,7 +330,7 @@ def test_on_s3_with_workers_of_its_own(
     assert (list(found.broken), found.repaired) == ([1], [1])
     failed = acavdl.failures(out, export=f"s3://{bucket}/again.csv")
     assert failed.shards_done == failed.shards - 1
-    assert 1 <= failed.count <= 2
+    assert failed.count > 1
     report = acavdl.remove(out, [video_id(1, master=MASTERS[0])])
     assert (report.failed, report.videos) == ({}, 1)
     again = acavdl.retry(out, client=client, progress="quiet")
