@@ -77,8 +77,7 @@ class Folder:
     @property
     def whole(self) -> bool:
         """Whether videos were wanted as a whole, or for their subtitles."""
-        spans = ("clip_col", "start_col")
-        return not any(self.manifest["source"].get(name) for name in spans)
+        return not self.plan.seconds
 
     def published(self) -> dict[int, Published]:
         """Return the published shards."""

@@ -368,33 +368,34 @@ class _Unwanted:
         self._ids, self._hashes = ids.take(pa.array(order)), hashes[order]
         self._reasons = reasons[order]
 
-    def reasons(self, ids: pa.ChunkedArray) -> np.ndarray:
-        """Return for each video why it is left out; None, if it isn't."""
-        found = np.full(len(ids), None, dtype=object)
-        if len(self._hashes):
-            hashes = pd.util.hash_array(ids.to_numpy(), categorize=False)
-            place = np.searchsorted(self._hashes, hashes) % len(self._hashes)
-            rows = np.flatnonzero(self._hashes[place] == hashes)
-            # What has the same hash is the same, but for one in 10¹⁹.
-            same = pc.equal(self._ids.take(pa.array(place[rows])), ids.take(pa.array(rows)))
-            rows = rows[same.to_numpy()]
-            found[rows] = self._reasons[place[rows]]
-        return found
+    def among(self, ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of videos that are left out, and why each is."""
+        if not len(self._hashes):
+            return np.array([], dtype=np.int64), self._reasons
+        hashes = pd.util.hash_array(ids.to_numpy(), categorize=False)
+        place = np.searchsorted(self._hashes, hashes) % len(self._hashes)
+        rows = np.flatnonzero(self._hashes[place] == hashes)
+        # What has the same hash is the same video, but for one in 10¹⁹ pairs.
+        same = pc.equal(self._ids.take(pa.array(place[rows])), ids.take(pa.array(rows)))
+        rows = rows[same.to_numpy()]
+        return rows, self._reasons[place[rows]]
 
 
 def _wanted(clips: pa.Table, unwanted: _Unwanted) -> tuple[pa.Table, pa.Table]:
     """Return the clips whose videos are wanted, and the rows of the others as rejected."""
-    reasons = unwanted.reasons(clips["video_id"])
-    out = np.flatnonzero(reasons != np.array(None))
-    rest = np.setdiff1d(np.arange(len(reasons)), out)
+    rows, reasons = unwanted.among(clips["video_id"])
+    if not len(rows):
+        return clips, REJECTED_SCHEMA.empty_table()
+    keep = np.ones(clips.num_rows, dtype=bool)
+    keep[rows] = False
+    out = clips.take(pa.array(rows))
     columns = [
-        clips["row"].take(pa.array(out)),
-        pa.array(reasons[out], pa.string()),
-        pa.array([UNWANTED[reason] for reason in reasons[out]], pa.string()),
-        clips["video_id"].take(pa.array(out)),
+        out["row"],
+        pa.array(reasons, pa.string()),
+        pa.array([UNWANTED[reason] for reason in reasons], pa.string()),
+        out["video_id"],
     ]
-    rejected = pa.table(columns, names=REJECTED_SCHEMA.names)
-    return (clips.take(pa.array(rest)) if len(out) else clips), rejected
+    return clips.filter(pa.array(keep)), pa.table(columns, schema=REJECTED_SCHEMA)
 
 
 def _with_file(rejected: pa.Table, file: int) -> pa.Table:

@@ -37,6 +37,8 @@ from acavdl.tables import find_columns
 
 #: Bytes of a table that takes long enough to say what is going on.
 _LARGE = 50_000_000
+#: Ids that are hashed at a time.
+_IDS = 1_000_000
 #: What may be another when a plan is extended.
 _MAY_GROW = ("table_sha256", "limit", "tombstones")
 
@@ -145,8 +147,8 @@ def _unwanted(store: Store, dead: pa.Array | None) -> dict[str, pa.Array]:
 def _digest(ids: pa.Array) -> str:
     """Return a hash of a list of videos, whatever the form of the list."""
     found = hashlib.sha256()
-    for video in ids:
-        found.update(video.as_py().encode() + b"\n")
+    for begin in range(0, len(ids), _IDS):
+        found.update("\n".join([*ids.slice(begin, _IDS).to_pylist(), ""]).encode())
     return found.hexdigest()
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,10 +25,11 @@ from helpers import write_csv
 import acavdl
 from acavdl import filesystems, shard
 from acavdl.config import Config, Distribution, Output, Reading, Storage, TableOptions
-from acavdl.errors import EmptyTableError, PlanMismatchError, UsageError
+from acavdl.errors import EmptyTableError, PlanMismatchError, StorageError, UsageError
+from acavdl.idlists import video_ids
 from acavdl.journal import Journal
 from acavdl.ledger import published
-from acavdl.models import Clip
+from acavdl.models import Clip, name_of
 from acavdl.prepare import prepare
 from acavdl.removal import finish, key_of, remember, remove_from, removed_ids
 from acavdl.sandbox import Sandbox, video_id
@@ -203,6 +206,44 @@ def test_killed_at_any_step(online: Sandbox, tmp_path: Path, config: Config) -> 
         assert not list(folder.rglob(".*.tmp"))
 
 
+@pytest.mark.slow
+def test_broken_off_at_any_step_on_s3(online: Sandbox, bucket: str) -> None:
+    """As above, with a store that is gone from some step on."""
+    for steps in itertools.count():
+        store = made(f"s3://{bucket}/{steps}")
+        before, rows = samples(store), read_rows(store)
+        left = [steps]
+
+        def dying(real: Any, left: list[int]) -> Any:
+            def call(*arguments: Any) -> Any:
+                if not left[0]:
+                    raise OSError("gone")
+                left[0] -= 1
+                return real(*arguments)
+
+            return call
+
+        done = False
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in (
+                (filesystems._S3Staged, "_publish"),
+                (filesystems.RemoteFiles, "remove"),
+            ):
+                patch.setattr(owner, name, dying(getattr(owner, name), left))
+            with contextlib.suppress(OSError, StorageError):
+                remove_from(store, 0, {GONE})
+                done = True
+        with tarfile.open(fileobj=io.BytesIO(store.read("00000.tar"))) as tar:
+            assert len(tar.getnames()) in (12, 16)
+        finish(store)
+        assert published(store, 0) is not None
+        remove_from(store, 0, {GONE})
+        check(store, before, rows)
+        if done:
+            break
+    assert steps == STEPS["webdataset"]
+
+
 # --- the whole dataset ---------------------------------------------------------------------------
 
 
@@ -272,6 +313,13 @@ def test_a_removal_while_a_shard_is_made(
     found = published(job.store, 0)
     assert found is not None
     assert dict(found.counts) == {"ok": 6, "removed": 2}
+
+
+def test_videos_are_named_by_id_or_link() -> None:
+    link = "https://example.org/a.mp4"
+    named = [GONE, f"https://www.youtube.com/watch?v={NAMES[0]}&t=3", link, "u0123456789abcdef"]
+    derived = name_of("", link)
+    assert video_ids(named) == {GONE, NAMES[0], derived, "u0123456789abcdef"}
 
 
 def test_mistakes_are_told(online: Sandbox, tmp_path: Path) -> None:

@@ -94,6 +94,17 @@ def test_whole_videos_and_lines_of_subtitles(
     acavdl.run(str(table), out, config=config, client=client, progress="quiet")
     found = acavdl.verify(out, decode=2, client=client, progress="quiet")
     assert (found.broken, found.unread) == ({}, {})
+    # A table of the failures has videos alone.
+    listed = tmp_path / "again.csv"
+    assert acavdl.failures(out, export=str(listed)).count == 1
+    planned = acavdl.plan(
+        str(listed),
+        str(tmp_path / "again"),
+        config=config,
+        progress="quiet",
+        whole_videos=not lines,
+    )
+    assert (planned.plan.clips, planned.plan.seconds) == (1, 0)
     # With the settings of the dataset, which has no options, a dead one is asked for once more.
     again = acavdl.retry(out, outcomes=["private"], client=client, progress="quiet")
     assert again.snapshot.counts["private"] == 1
