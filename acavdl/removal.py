@@ -163,9 +163,21 @@ def finish(store: Store) -> list[str]:
     ending = "_stats.json"
     found = [n.removesuffix(ending) for n in sorted(store.sizes(_REMOVING)) if n.endswith(ending)]
     for name in found:
+        finish_shard(store, name)
+    return found
+
+
+def finish_shard(store: Store, name: str) -> None:
+    """Finish a removal that was broken off in the middle of a shard, if there is one.
+
+    Raises
+    ------
+    StorageError
+        If the store can't be read or written.
+    """
+    if is_laid_down(store, name):
         with store.lock(name):
             _finish(store, name)
-    return found
 
 
 def _read_rows(store: Store, name: str) -> pa.Table:

@@ -41,7 +41,7 @@ from acavdl.net import Network
 from acavdl.pick import Chosen, Span, choose_clips, choose_sound
 from acavdl.planfile import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
-from acavdl.removal import DETAIL, remove_from, removed_ids
+from acavdl.removal import DETAIL, finish_shard, remove_from, removed_ids
 from acavdl.remux import is_copied
 from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube
 from acavdl.spans import split_span
@@ -173,10 +173,12 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     shard, begun = clips[0].shard, time.monotonic()
     store, host = job.store, socket.gethostname()
     digits, layout = job.config.storage.oom_shard_count, job.layout
+    name = shard_name(shard, digits)
+    finish_shard(store, name)
     found = published(store, shard, digits)
     if found is not None:
         return _present(found, host)
-    name, journal = shard_name(shard, digits), Journal(store, shard_name(shard, digits))
+    journal = Journal(store, name)
     removed = removed_ids(store)
     resumed = _usable(journal.resumed(), clips, job, removed)
     with contextlib.ExitStack() as stack:
