@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from acavdl.after import failures, remove, retry, verify
     from acavdl.driver import download, plan, run
     from acavdl.reference import video2dataset
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "download", "plan", "run", "video2dataset"]
+__all__ = [
+    "__version__",
+    "download",
+    "failures",
+    "plan",
+    "remove",
+    "retry",
+    "run",
+    "verify",
+    "video2dataset",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +29,10 @@ def __getattr__(name: str) -> Any:
         from acavdl import driver
 
         return getattr(driver, name)
+    if name in ("failures", "remove", "retry", "verify"):
+        from acavdl import after
+
+        return getattr(after, name)
     if name == "video2dataset":
         from acavdl.reference import video2dataset
 

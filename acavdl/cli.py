@@ -126,6 +126,9 @@ _TABLE = _options(
     click.option(
         "--whole-videos", is_flag=True, default=None, help="Whatever spans the table has."
     ),
+    click.option(
+        "--tombstones", metavar="LIST", help="Videos that are dead: not asked for (csv, txt, …)."
+    ),
     click.option("--output-format", metavar="FORMAT", help="webdataset (default) or files."),
     click.option(
         "--encode-formats",
@@ -180,10 +183,7 @@ def _call_of(options: dict[str, Any]) -> dict[str, Any]:
         click.echo(f"acavdl: {note}", err=True)
     names = options.pop("save_additional_columns")
     options["save_additional_columns"] = [c for name in names for c in name.split(",")]
-    given = {name: value for name in _SETTINGS if (value := options.pop(name, None)) is not None}
-    if given.get("rate_limit") == 0:
-        given["rate_limit"] = None
-    config = changed(settings.config, {_SETTINGS[name]: value for name, value in given.items()})
+    config = changed(settings.config, _settings_in(options))
     if slurm := options.pop("slurm", None):
         merged = {**config.distribution.slurm, **slurm}
         config = changed(config, {"distribution.slurm": merged})
@@ -193,6 +193,14 @@ def _call_of(options: dict[str, Any]) -> dict[str, Any]:
         folder = options["output_folder"] or settings.call.get("output_folder")
         _ask_before_overwriting(folder, config.storage.options)
     return {**options, "config": Settings(settings.call, config)}
+
+
+def _settings_in(options: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings out of the options of the command line; return them by their names."""
+    given = {name: value for name in _SETTINGS if (value := options.pop(name, None)) is not None}
+    if given.get("rate_limit") == 0:
+        given["rate_limit"] = None
+    return {_SETTINGS[name]: value for name, value in given.items()}
 
 
 def _ask_before_overwriting(folder: str | None, options: Mapping[str, Any]) -> None:
@@ -245,6 +253,117 @@ def run(**options: Any) -> int:
     from acavdl.driver import tell
 
     return tell(run_line(**_call_of(options)))
+
+
+_FOLDER = _options(
+    click.argument("output_folder", metavar="OUT"),
+    click.option(
+        "--config",
+        metavar="FILE",
+        help="Settings in YAML; default: ./acavdl.yaml if it is there, else those of the dataset.",
+    ),
+)
+_OUTCOME = click.option(
+    "--outcome",
+    "outcomes",
+    multiple=True,
+    metavar="NAME",
+    callback=lambda _, __, names: [name for text in names for name in text.split(",")],
+    help="Only this outcome (repeatable, or a comma list).",
+)
+
+
+def _settings_of_folder(path: str | None) -> Any:
+    """Return the settings for a dataset that is there; None = as it was made."""
+    from pathlib import Path
+
+    from acavdl.settings import CONFIG_FILE, load
+
+    return load(path) if path is not None or Path(CONFIG_FILE).is_file() else None
+
+
+@main.command()
+@_FOLDER
+@_OUTCOME
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+@click.option("--export", metavar="FILE", help="Write them as a table (csv, parquet) for `run`.")
+@click.option(
+    "--tombstones", metavar="FILE", help="Write the videos that are dead for good (csv, parquet)."
+)
+@_ends_cleanly
+def failures(output_folder: str, config: str | None, *, as_json: bool, **options: Any) -> int:
+    """Tell which clips failed, how and where; a retried one by its last outcome."""
+    from acavdl.after import failures as find
+    from acavdl.after import tell_failures
+
+    found = find(output_folder, config=_settings_of_folder(config), **options)
+    return tell_failures(found, as_json=as_json)
+
+
+_SPEED = _options(
+    click.option("--processes-count", type=int, metavar="N", help="Workers; default: one a core."),
+    click.option("--thread-count", type=int, metavar="N", help="Videos in flight in each."),
+    click.option("--timeout", type=float, metavar="S", help="Seconds for each clip."),
+    click.option(
+        "--rate-limit",
+        type=click.FloatRange(min=0),
+        metavar="N",
+        help="Videos an hour asked of YouTube from this address; 0 = no limit.",
+    ),
+)
+
+
+@main.command()
+@_FOLDER
+@_OUTCOME
+@_SPEED
+@click.option("--tmp-dir", metavar="DIR", help="Local folder for what is on its way.")
+@_PROGRESS
+@_ends_cleanly
+def retry(output_folder: str, config: str | None, **options: Any) -> int:
+    """Ask for failed clips once more, in new shards; by default those that may pass."""
+    from acavdl.after import retry as run_again
+    from acavdl.driver import tell
+
+    given, settings = _settings_in(options), _settings_of_folder(config)
+    return tell(run_again(output_folder, config=settings, settings=given, **options))
+
+
+@main.command()
+@_FOLDER
+@click.option(
+    "--decode",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Samples of each shard to decode.",
+)
+@click.option("--repair", is_flag=True, help="Take broken shards back: the next run makes them.")
+@click.option("--processes-count", type=int, metavar="N", help="Workers; default: one a core.")
+@_PROGRESS
+@_ends_cleanly
+def verify(output_folder: str, config: str | None, **options: Any) -> int:
+    """Read the shards, and compare them with their stats, rows and plan."""
+    from acavdl.after import tell_verify
+    from acavdl.after import verify as read_all
+
+    given, settings = _settings_in(options), _settings_of_folder(config)
+    return tell_verify(read_all(output_folder, config=settings, settings=given, **options))
+
+
+@main.command()
+@_FOLDER
+@click.option("--ids", metavar="ID,…", multiple=True, help="Videos, by id or link (repeatable).")
+@click.option("--ids-file", metavar="F", help="A list of videos: txt, csv, parquet, …")
+@_ends_cleanly
+def remove(output_folder: str, config: str | None, ids: tuple[str, ...], ids_file: str) -> int:
+    """Take videos out of the shards, and keep them out of later runs."""
+    from acavdl.after import remove as take_out
+    from acavdl.after import tell_remove
+
+    named = [text.strip() for texts in ids for text in texts.split(",") if text.strip()]
+    settings = _settings_of_folder(config)
+    return tell_remove(take_out(output_folder, named, ids_file=ids_file, config=settings))
 
 
 @main.command()

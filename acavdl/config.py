@@ -44,6 +44,8 @@ class TableOptions:
         Whether paths of this machine may stand in the table.
     whole_videos
         Take the videos alone, whatever spans the table has.
+    tombstones
+        A list of videos that are known to be dead: they are not planned.
     """
 
     url_list: str
@@ -61,6 +63,7 @@ class TableOptions:
     limit: int | None = None
     allow_local: bool = False
     whole_videos: bool = False
+    tombstones: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""

@@ -224,6 +224,28 @@ def cut_sound(
         return _decoded(track, begin, stop, kind, rate)
 
 
+def decoded(data: bytes) -> tuple[int, int]:
+    """Decode a member of a sample; return its frames, and samples of its sound.
+
+    Raises
+    ------
+    ClipError
+        ``corrupt`` if it can't be decoded to its end.
+    """
+    frames = samples = 0
+    with _errors_as_outcomes(), _open(io.BytesIO(data), _SOUND_FORMATS) as container:
+        for stream in container.streams:
+            stream.thread_count = 1
+        for frame in container.decode():
+            if frame.is_corrupt:
+                raise ClipError(Outcome.CORRUPT, f"a damaged frame at {frame.time} s")
+            if isinstance(frame, av.VideoFrame):
+                frames += 1
+            else:
+                samples += frame.samples
+    return frames, samples
+
+
 @contextlib.contextmanager
 def _errors_as_outcomes() -> Iterator[None]:
     try:

@@ -21,10 +21,13 @@ from acavdl.estimate import Estimate
 from acavdl.planfile import Plan
 from acavdl.planning import Made
 from acavdl.progress import Snapshot
+from acavdl.results import Failures
 
 Mode = Literal["auto", "plain", "json", "quiet"]
 #: Rejected rows that are shown; all stand in a file.
 _REJECTED_SHOWN = 5
+#: Machines that are listed, and characters of a message.
+_HOSTS_SHOWN, _DETAIL_SHOWN = 8, 200
 
 #: Seconds between two pictures of the live display, and between two plain lines.
 _LIVE_INTERVAL, _LINE_INTERVAL = 0.5, 5.0
@@ -295,6 +298,65 @@ def rejected(
     )
 
 
+def failures_table(found: Failures) -> RenderableType:
+    """Return what failed: by outcome, by machine, and the first few of each; fits 80 columns."""
+    lines: list[RenderableType] = [
+        Text(
+            f"{found.count:,} of {found.clips:,} clips failed, in {found.shards_done:,} of "
+            f"{found.shards:,} shards",
+            style="bold",
+        )
+    ]
+    if found.outcomes:
+        lines += [_by_outcome(found), _by_host(found), _examples(found)]
+    lines.append(Text(f"dataset: {found.output_folder}"))
+    return Group(*lines)
+
+
+def _grid(*names: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in names:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    return table
+
+
+def _by_outcome(found: Failures) -> Table:
+    table = _grid("clips", "outcome", "stage", "scope", "retry", numbers=("clips",))
+    for name, failed in found.most_common():
+        outcome = Outcome(name)
+        facts = (outcome.value, outcome.stage, outcome.scope, outcome.retry)
+        table.add_row(f"{failed.count:,}", *facts, style=_STYLES[outcome.scope])
+    return table
+
+
+def _by_host(found: Failures) -> Table:
+    table = _grid("clips", "machine", numbers=("clips",))
+    hosts = found.hosts.most_common()
+    for host, count in hosts[:_HOSTS_SHOWN]:
+        table.add_row(f"{count:,}", Text(host))
+    if len(hosts) > _HOSTS_SHOWN:
+        rest = sum(count for _, count in hosts[_HOSTS_SHOWN:])
+        table.add_row(f"{rest:,}", f"on {len(hosts) - _HOSTS_SHOWN:,} others")
+    return table
+
+
+def _examples(found: Failures) -> RenderableType:
+    lines: list[RenderableType] = []
+    for name, failed in found.most_common():
+        lines.append(Text(name, style=_STYLES[Outcome(name).scope]))
+        lines += [
+            Text(f"  {key}  ") + Text(_short(detail), style="dim")
+            for key, detail in failed.examples
+        ]
+    return Group(*lines)
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a message, in one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _DETAIL_SHOWN else line[: _DETAIL_SHOWN - 1] + "…"
+
+
 def _many(count: int) -> str:
     for name, unit in (("G", 1e9), ("M", 1e6), ("k", 1e4)):
         if count >= unit:
@@ -315,3 +377,12 @@ def say(*lines: RenderableType) -> None:
     for line in lines:
         shown = Text(line) if isinstance(line, str) else line
         console.print(shown, highlight=False, soft_wrap=not isinstance(shown, Table))
+
+
+def write_out(answer: RenderableType) -> None:
+    """Write what a command was asked for to stdout."""
+    console = Console()
+    if isinstance(answer, str):
+        console.out(answer, highlight=False)
+    else:
+        console.print(answer, highlight=False)

@@ -34,6 +34,7 @@ from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
 from acavdl.planning import Made
 from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
+from acavdl.removal import finish
 from acavdl.settings import Settings, from_arguments, from_mapping, load, load_sampler
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.slurm import check_commands, check_script
@@ -195,7 +196,7 @@ def download(plan: PlanReport, client: Client | None = None) -> Any:
             ) from error
     job = replace(plan.job, run=_run_id())
     governor.install(client, job.config.reading.rate_limit)
-    places = [_place(plan.plan, shard) for shard in range(len(plan.plan.sizes))]
+    places = [place_of(plan.plan, shard) for shard in range(len(plan.plan.sizes))]
     frame = dd.from_map(_clips_of_shard, places, job=job, meta=empty_shard())
     empty = schema_of(job.layout).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
     return frame.map_partitions(_results_of_shard, job, meta=empty)
@@ -260,7 +261,44 @@ def run(
         Network(config.reading.ytdlp.get("proxy")).close()
     shape = None if client or nodes is None else _job_shape(call, nodes, tell)
     prepared = _prepare(call, store, progress)
-    plan, tmp_dir = prepared.plan, call.tmp_dir
+    job = _job(call, prepared, store, call.tmp_dir)
+    return make_shards(
+        job,
+        prepared.plan,
+        prepared.made,
+        client=client,
+        shape=shape,
+        nodes=nodes,
+        progress=progress,
+    )
+
+
+def make_shards(
+    job: Job,
+    plan: Plan,
+    made: Made | None = None,
+    *,
+    client: Client | None = None,
+    shape: JobShape | None = None,
+    nodes: Nodes | None = None,
+    progress: Mode = "auto",
+) -> RunReport:
+    """Make what is missing of a plan, and say how far it is meanwhile.
+
+    Parameters
+    ----------
+    job
+        What the tasks have in common.
+    made
+        What became of the table's rows, for the report.
+    client, nodes, progress
+        As for `run`.
+    shape
+        The job of each of the nodes.
+    """
+    tell = _tell_of(progress)
+    config, store, tmp_dir = job.config, job.store, job.tmp_dir
+    finish(store)
     done = published_of(store, len(plan.sizes), config.storage.oom_shard_count)
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
     chosen = _sampled(missing, config.reading.sampler)
@@ -282,7 +320,7 @@ def run(
             # Ours to remove, whatever becomes of the workers that use it.
             tmp_dir = stack.enter_context(_scratch(tmp_dir))
             workers = Workers(stack.enter_context(local_client(min(cores, len(chosen)))), cores)
-        roll_up = RollUp(plan.sizes, workers.cores if workers else cores)
+        roll_up = RollUp(plan.sizes, workers.cores if workers else cores, again=plan.again)
         for shard, found in done.items():
             roll_up.add_published(shard, found.counts)
         stack.enter_context(Display(roll_up.snapshot, progress))
@@ -298,16 +336,16 @@ def run(
         failed: Mapping[int, str] = {}
         ended: str | None = None
         if chosen and workers is not None:
-            job = _job(call, prepared, store, tmp_dir)
+            job = replace(job, tmp_dir=tmp_dir, run=_run_id())
             governor.install(workers.client, config.reading.rate_limit)
-            places = [_place(plan, shard) for shard in chosen]
+            places = [place_of(plan, shard) for shard in chosen]
             ending = Ending(store, config.limits, lambda: roll_up.snapshot().bytes_fetched)
             working = _Working(workers, job, roll_up, tracker)
             with ending.watched():
                 working.work_off(places, ending)
             failed, ended = working.failed, ending.reason
     left = len(missing) - len(chosen)
-    return RunReport(str(store), roll_up.snapshot(), failed, prepared.made, left, ended)
+    return RunReport(str(store), roll_up.snapshot(), failed, made, left, ended)
 
 
 def dry_run(
@@ -465,7 +503,8 @@ def _sampled(missing: list[int], sampler: str | None) -> list[int]:
     return chosen
 
 
-def _place(plan: Plan, shard: int) -> ShardPlace:
+def place_of(plan: Plan, shard: int) -> ShardPlace:
+    """Return where a plan has a shard."""
     return ShardPlace(shard, *plan.place(shard))
 
 

@@ -75,6 +75,8 @@ class Outcome(StrEnum):
     REMOVED_UPLOADER = "removed_uploader", Stage.RESOLVE, Scope.VIDEO, Retry.NEVER
     LIVE_NO_RECORDING = "live_no_recording", Stage.RESOLVE, Scope.VIDEO, Retry.NEVER
     DRM = "drm", Stage.RESOLVE, Scope.VIDEO, Retry.NEVER
+    # Taken out of the dataset (`acavdl remove`), by whoever it is that may ask for it.
+    REMOVED = "removed", Stage.RESOLVE, Scope.VIDEO, Retry.NEVER
     UPCOMING = "upcoming", Stage.RESOLVE, Scope.VIDEO, Retry.LATER
     LIVE = "live", Stage.RESOLVE, Scope.VIDEO, Retry.LATER
     CLIENT_UNSUPPORTED = "client_unsupported", Stage.RESOLVE, Scope.VIDEO, Retry.LATER

@@ -40,6 +40,8 @@ _STAGED = re.compile(r"\.(?P<name>.+)\.(?P<host>[^.]+)\.(?P<pid>\d+)\.[0-9a-f]{8
 #: What belongs to a shard: its files, those on their way to them, and its folder.
 _SHARD_FILE = re.compile(r"\.?(\d{5,})(\.tar|\.parquet|_stats\.json|\.lock)(\..*\.tmp)?")
 _SHARD_FOLDER = re.compile(r"(\d{5,})")
+#: Where in ``_acavdl`` it stands what was taken out of a dataset: that outlives the dataset.
+_REMOVED = "removed"
 #: Seconds after which an upload that is not completed is nobody's any more.
 _ABANDONED = 24 * 3600
 #: Bytes of a part of an upload to S3: a tenth of the requests of s3fs's least (5 MB), and less CPU.
@@ -325,7 +327,7 @@ class LocalFiles:
         """Remove staged files of processes of this host that are gone."""
         swept = []
         ours = self._root / "_acavdl"
-        folders = (self._root, ours, ours / "plan", *ours.glob("open/*"))
+        folders = (self._root, ours, *ours.glob("*"), *ours.glob("open/*"))
         with told("remove leftovers in", str(self._root)):
             for folder in (*folders, *(path for path in self._shards() if path.is_dir())):
                 for path in folder.glob(".*.tmp") if folder.is_dir() else ():
@@ -356,7 +358,8 @@ class LocalFiles:
             # Last of all what says whose it is: till then, what is left is the old dataset's.
             folder = self._root / "_acavdl"
             for path in sorted(folder.rglob("*") if folder.is_dir() else (), reverse=True):
-                if path.is_file() and path != folder / "run.json":
+                kept = path == folder / "run.json" or path.parent.name == _REMOVED
+                if path.is_file() and not kept:
                     path.unlink()
             (folder / "run.json").unlink(missing_ok=True)
 
@@ -580,7 +583,11 @@ class RemoteFiles:
     def clear(self, shards: int) -> None:  # noqa: D102
         with told("remove files of", self.path("")):
             names = self._names()
-            known = [name for name in names if name.startswith("_acavdl/")]
+            known = [
+                name
+                for name in names
+                if name.startswith("_acavdl/") and not name.startswith(f"_acavdl/{_REMOVED}/")
+            ]
             ours = [name for name in names if (n := _number_in(name)) is not None and n < shards]
             stats = [name for name in ours if name.endswith("_stats.json")]
             # Last of all what says whose it is: till then, what is left is the old dataset's.

@@ -205,6 +205,13 @@ KEYS: tuple[Key, ...] = (
     Key("allow_local", "call", "allow_local", _flag, "Take paths of this machine for videos."),
     Key("whole_videos", "call", "whole_videos", _flag, "Whole videos, whatever spans there are."),
     Key(
+        "tombstones",
+        "call",
+        "tombstones",
+        _text,
+        "A list of dead videos (csv, txt, parquet, …), which are not asked for.",
+    ),
+    Key(
         "incremental_mode",
         "call",
         "incremental_mode",

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from acavdl.config import Config
 from acavdl.errors import PlanMismatchError, StorageError
+from acavdl.journal import Journal
 from acavdl.planfile import Part, Plan
 from acavdl.storage import Store
 
@@ -48,12 +49,22 @@ def write_manifest(store: Store, plan: Plan, source: Mapping[str, Any], config: 
         "format_version": FORMAT_VERSION,
         "acavdl": _VERSION,
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "plan": {"digest": plan.digest, "clips": plan.clips, **dataclasses.asdict(plan)},
+        "plan": _record(plan),
         "source": dict(source),
         "fingerprint": config.fingerprint(),
         "config": config.as_dict(),
     }
     store.write(MANIFEST, orjson.dumps(manifest, option=orjson.OPT_INDENT_2))
+
+
+def write_plan(store: Store, manifest: Mapping[str, Any], plan: Plan) -> None:
+    """Record that a folder's plan has grown; all else stays as it was made."""
+    grown = {**manifest, "plan": _record(plan)}
+    store.write(MANIFEST, orjson.dumps(grown, option=orjson.OPT_INDENT_2))
+
+
+def _record(plan: Plan) -> dict[str, Any]:
+    return {"digest": plan.digest, "clips": plan.clips, **dataclasses.asdict(plan)}
 
 
 def read_manifest(store: Store) -> dict[str, Any] | None:
@@ -113,7 +124,11 @@ def plan_of(manifest: Mapping[str, Any]) -> Plan:
     """Return the plan as the manifest tells it."""
     plan = manifest["plan"]
     parts = tuple(
-        Part(part["name"], part["first"], tuple(part["sizes"]), part["sha256"], part["bytes"])
+        Part(
+            **{name: part[name] for name in ("name", "first", "sha256", "bytes")},
+            sizes=tuple(part["sizes"]),
+            again=part.get("again", {}),
+        )
         for part in plan["parts"]
     )
     return Plan(parts, plan["videos"], plan["seconds"], dict(plan["extra"]), dict(plan["rejected"]))
@@ -147,6 +162,21 @@ def published(
         if all(size(f"{name}.{kind}") == files[kind]["bytes"] for kind in kinds):
             return Published(shard, stats["count"], stats["outcomes"])
     return None
+
+
+def unpublish(store: Store, shard: int, digits: int = 5) -> None:
+    """Take a shard back, so that it is made anew: from the removal of its stats on it is not there.
+
+    Raises
+    ------
+    StorageError
+        If a file can't be removed.
+    """
+    name = shard_name(shard, digits)
+    with store.lock(name):
+        for ending in ("_stats.json", ".parquet", ".tar"):
+            store.remove(f"{name}{ending}")
+        Journal(store, name).clear()
 
 
 def published_of(store: Store, shards: int, digits: int = 5) -> dict[int, Published]:

@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,13 +44,22 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the plan: its first shard, the clips of each of its shards, its hash and size."""
+    """A file of the plan: its first shard, the clips of each of its shards, its hash and size.
+
+    `again` counts the outcomes that its clips had before, in shards with smaller numbers; it is
+    empty where they stand in the plan for the first time.
+    """
 
     name: str
     first: int
     sizes: tuple[int, ...]
     sha256: str
     bytes: int
+    again: Mapping[str, int] = field(default_factory=dict)
+
+    def shards(self) -> range:
+        """Return the numbers of its shards."""
+        return range(self.first, self.first + len(self.sizes))
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,13 @@ class Plan:
 
     @property
     def clips(self) -> int:
-        """All clips of the plan."""
-        return sum(self.sizes)
+        """All clips of the plan, those that stand in it more than once (see `again`) once."""
+        return sum(self.sizes) - self.again.total()
+
+    @property
+    def again(self) -> Counter[str]:
+        """The outcomes of clips that a shard with a larger number has once more."""
+        return sum((Counter(part.again) for part in self.parts), Counter[str]())
 
     def place(self, shard: int) -> tuple[str, int]:
         """Return the file and row group that hold a shard."""

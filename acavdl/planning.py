@@ -15,9 +15,9 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import dask.config
 import dask.dataframe as dd
@@ -89,6 +89,9 @@ class Wanted:
         Clips of the plan at most.
     allow_local, limits
         See `acavdl.tables.clean`.
+    unwanted
+        Videos that are left out, each list under the reason for which their rows are rejected: a
+        key of `UNWANTED`.
     """
 
     clips_per_shard: int
@@ -96,6 +99,14 @@ class Wanted:
     limit: int | None = None
     allow_local: bool = False
     limits: Mapping[str, Any] | None = None
+    unwanted: Mapping[str, pa.Array] = field(default_factory=dict)
+
+
+#: Why videos are left out that could be planned.
+UNWANTED = {
+    "removed": "taken out of the dataset before (acavdl remove)",
+    "known_dead": "stands in the list of --tombstones",
+}
 
 
 @dataclass(frozen=True)
@@ -184,7 +195,7 @@ def make_plan(
     if not counted.clips and before is None:
         raise EmptyTableError(_nothing(files, rejected))
     bounds = shard_bounds(counted.counts, wanted.clips_per_shard)
-    parts, seconds = _write_parts(store, scratch, buckets, bounds, before)
+    parts, seconds = _write_parts(store, _Ordered(scratch, buckets), bounds, before)
     plan = Plan(
         parts=(*(before.parts if before else ()), *parts),
         videos=counted.videos + (before.videos if before else 0),
@@ -193,6 +204,52 @@ def make_plan(
         rejected=rejected.counts,
     )
     return Made(plan, sum(piece.rows for piece in pieces), rejected.examples, **totals)
+
+
+def plan_again(store: Store, before: Plan, places: pd.DataFrame, clips_per_shard: int) -> Plan:
+    """Add clips of a plan to it once more, in new shards behind the last one.
+
+    They are held in memory.
+
+    Parameters
+    ----------
+    places
+        ``shard`` and ``row`` of each, and the ``outcome`` that it had.
+
+    Raises
+    ------
+    StorageError
+        If the plan can't be read or written.
+    """
+    found = []
+    for part in before.parts:
+        of_part = places[places["shard"].isin(part.shards())]
+        if of_part.empty:
+            continue
+        begins = np.concatenate([[0], np.cumsum(part.sizes)])
+        at = begins[of_part["shard"].to_numpy() - part.first] + of_part["row"].to_numpy()
+        outcomes = pa.array(of_part["outcome"], pa.string())
+        with open_part(store, part.name) as file:
+            taken = file.read().take(pa.array(at))
+        found.append(taken.append_column("outcome", outcomes))
+    clips = pa.concat_tables(found).drop_columns(["shard", "row"])
+    ids = clips["video_id"].to_numpy()
+    clips = clips.append_column("hash", pa.array(pd.util.hash_array(ids, categorize=False)))
+    order = [(name, "ascending") for name in ("hash", *_KEY)]
+    clips = clips.take(pc.sort_indices(clips, order)).combine_chunks()
+    for name in ("start_ms", "end_ms"):
+        place = clips.column_names.index(name)
+        clips = clips.set_column(place, name, pc.fill_null(clips[name], WHOLE))
+    videos = np.flatnonzero(_begins(clips, ["video_id"]))
+    bounds = shard_bounds(np.diff(np.r_[videos, clips.num_rows]), clips_per_shard)
+    parts, _ = _write_parts(store, _InMemory(clips), bounds, before)
+    begin, counted = 0, []
+    for part in parts:
+        size = sum(part.sizes)
+        outcomes = Counter(clips["outcome"].slice(begin, size).to_pylist())
+        counted.append(replace(part, again=dict(sorted(outcomes.items()))))
+        begin += size
+    return replace(before, parts=(*before.parts, *counted))
 
 
 def _bucket_count(rows: int, size: int) -> int:
@@ -225,7 +282,7 @@ def _ordered(
     frame = dd.from_map(
         _scatter,
         list(enumerate(sources)),
-        job=_Job(columns, wanted, buckets, scratch),
+        job=_Job(columns, wanted, buckets, scratch, _Unwanted(wanted.unwanted)),
         meta=_nothing_of(_SCATTERED),
     )
     with dask.config.set({"temporary_directory": str(scratch), "dataframe.convert-string": False}):
@@ -254,6 +311,7 @@ class _Job:
     wanted: Wanted
     buckets: int
     scratch: Path
+    unwanted: _Unwanted
 
 
 def _scatter(numbered: tuple[int, Piece | tuple[Store, Part]], job: _Job) -> pd.DataFrame:
@@ -266,10 +324,13 @@ def _scatter(numbered: tuple[int, Piece | tuple[Store, Part]], job: _Job) -> pd.
             allow_local=job.wanted.allow_local,
             limits=job.wanted.limits,
         )
-        if cleaned.rejected.num_rows:
-            named = _with_file(cleaned.rejected, source.file)
+        clips, unwanted = _wanted(cleaned.clips, job.unwanted)
+        rejected = pa.concat_tables([cleaned.rejected, unwanted])
+        if rejected.num_rows:
+            order = pc.sort_indices(rejected, [("row", "ascending")])
+            named = _with_file(rejected.take(order), source.file)
             pq.write_table(named, job.scratch / f"rejected-{number:06d}.parquet")
-        clips, file = cleaned.clips, source.file
+        file = source.file
     else:
         clips, file = _planned(*source), _PLANNED
     ids = clips["video_id"].to_numpy()
@@ -292,6 +353,49 @@ def _scatter(numbered: tuple[int, Piece | tuple[Store, Part]], job: _Job) -> pd.
         }
     )
     return frame[list(_SCATTERED)]
+
+
+class _Unwanted:
+    """Videos that are left out, with the reason; made to be looked up in by many threads."""
+
+    def __init__(self, lists: Mapping[str, pa.Array]) -> None:
+        ids = pa.concat_arrays([pa.array([], pa.string()), *lists.values()])
+        hashes = pd.util.hash_array(ids.to_numpy(zero_copy_only=False), categorize=False)
+        order = np.argsort(hashes, kind="stable")
+        reasons = np.repeat(
+            np.array(list(lists), dtype=object), [len(ids) for ids in lists.values()]
+        )
+        self._ids, self._hashes = ids.take(pa.array(order)), hashes[order]
+        self._reasons = reasons[order]
+
+    def among(self, ids: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of videos that are left out, and why each is."""
+        if not len(self._hashes):
+            return np.array([], dtype=np.int64), self._reasons
+        hashes = pd.util.hash_array(ids.to_numpy(), categorize=False)
+        place = np.searchsorted(self._hashes, hashes) % len(self._hashes)
+        rows = np.flatnonzero(self._hashes[place] == hashes)
+        # What has the same hash is the same video, but for one in 10¹⁹ pairs.
+        same = pc.equal(self._ids.take(pa.array(place[rows])), ids.take(pa.array(rows)))
+        rows = rows[same.to_numpy()]
+        return rows, self._reasons[place[rows]]
+
+
+def _wanted(clips: pa.Table, unwanted: _Unwanted) -> tuple[pa.Table, pa.Table]:
+    """Return the clips whose videos are wanted, and the rows of the others as rejected."""
+    rows, reasons = unwanted.among(clips["video_id"])
+    if not len(rows):
+        return clips, REJECTED_SCHEMA.empty_table()
+    keep = np.ones(clips.num_rows, dtype=bool)
+    keep[rows] = False
+    out = clips.take(pa.array(rows))
+    columns = [
+        out["row"],
+        pa.array(reasons, pa.string()),
+        pa.array([UNWANTED[reason] for reason in reasons], pa.string()),
+        out["video_id"],
+    ]
+    return clips.filter(pa.array(keep)), pa.table(columns, schema=REJECTED_SCHEMA)
 
 
 def _with_file(rejected: pa.Table, file: int) -> pa.Table:
@@ -480,12 +584,11 @@ def shard_bounds(counts: np.ndarray, clips_per_shard: int) -> np.ndarray:
 
 
 def _write_parts(
-    store: Store, scratch: Path, buckets: int, bounds: np.ndarray, before: Plan | None
+    store: Store, sources: _Source, bounds: np.ndarray, before: Plan | None
 ) -> tuple[list[Part], float]:
     """Write the parts of new shards; return them and the seconds of their spans."""
     shards, first = len(bounds) - 1, len(before.sizes) if before else 0
     number = len(before.parts) if before else 0
-    sources = _Ordered(scratch, buckets)
     tasks = [
         delayed(_write_part)(
             store,
@@ -498,6 +601,22 @@ def _write_parts(
     ]
     done = compute(*tasks, scheduler=threaded.get)
     return [part for part, _ in done], math.fsum(seconds for _, seconds in done)
+
+
+class _Source(Protocol):
+    def read(self, begin: int, stop: int) -> pa.Table:
+        """Return the clips from `begin` to `stop`, of all in their order."""
+
+
+@dataclass(frozen=True)
+class _InMemory:
+    """Clips that are in order already."""
+
+    clips: pa.Table
+
+    def read(self, begin: int, stop: int) -> pa.Table:
+        """Return the clips from `begin` to `stop`."""
+        return self.clips.slice(begin, stop - begin)
 
 
 class _Ordered:
@@ -528,7 +647,7 @@ class _Ordered:
 
 
 def _write_part(
-    store: Store, clips: _Ordered, bounds: np.ndarray, first: int, name: str
+    store: Store, clips: _Source, bounds: np.ndarray, first: int, name: str
 ) -> tuple[Part, float]:
     table = clips.read(int(bounds[0]), int(bounds[-1])).combine_chunks()
     seconds = pc.sum(pc.subtract(table["end_ms"], table["start_ms"])).as_py() / 1000

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from acavdl.config import Config, IncrementalMode, TableOptions
 from acavdl.errors import PlanMismatchError, UsageError
+from acavdl.idlists import read_ids
 from acavdl.ledger import check_manifest, plan_of, read_manifest, write_manifest
 from acavdl.models import RESERVED_KEYS
 from acavdl.planfile import Plan, check_plan
@@ -26,12 +30,17 @@ from acavdl.readers import (
     merged_kinds,
     read_head,
 )
+from acavdl.removal import removed_ids
 from acavdl.settings import CONFIG_FILE, example
 from acavdl.storage import Store, input_size, shown
 from acavdl.tables import find_columns
 
 #: Bytes of a table that takes long enough to say what is going on.
 _LARGE = 50_000_000
+#: Ids that are hashed at a time.
+_IDS = 1_000_000
+#: What may be another when a plan is extended.
+_MAY_GROW = ("table_sha256", "limit", "tombstones")
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,12 @@ def prepare(
     """
     table = _apart(find_files(options.url_list, options.input_format), store)
     columns = columns_of(table, options, config)
-    source = {"table_sha256": table.digest(), **_settings(options, columns)}
+    dead = None if options.tombstones is None else read_ids(options.tombstones)
+    source = {
+        "table_sha256": table.digest(),
+        **_settings(options, columns),
+        "tombstones": None if dead is None else _digest(dead),
+    }
     store.create()
     store.sweep()
     manifest = read_manifest(store)
@@ -94,10 +108,8 @@ def prepare(
         plan = plan_of(manifest)
         expected = {**source, **config.fingerprint()}
         found = manifest["source"]
-        if mode == "extend" and any(
-            found.get(name) != source[name] for name in ("table_sha256", "limit")
-        ):
-            expected = {k: v for k, v in expected.items() if k not in ("table_sha256", "limit")}
+        if mode == "extend" and any(found.get(name) != source[name] for name in _MAY_GROW):
+            expected = {k: v for k, v in expected.items() if k not in _MAY_GROW}
             before = plan
         check_manifest(store, manifest, expected)
         check_plan(store, plan)
@@ -116,7 +128,7 @@ def prepare(
             table.files,
             pieces,
             columns,
-            wanted_of(options, config),
+            replace(wanted_of(options, config), unwanted=_unwanted(store, dead)),
             scratch=scratch,
             before=before,
             extra=merged_kinds(pieces, columns) if before is None else before.extra,
@@ -124,6 +136,20 @@ def prepare(
         )
     write_manifest(store, made.plan, {"url_list": shown(options.url_list), **source}, config)
     return Prepared(made.plan, table, columns, made)
+
+
+def _unwanted(store: Store, dead: pa.Array | None) -> dict[str, pa.Array]:
+    """Return the videos that are not planned, by the reason."""
+    removed = {"removed": pa.array(sorted(removed_ids(store)), pa.string())}
+    return removed if dead is None else {**removed, "known_dead": dead}
+
+
+def _digest(ids: pa.Array) -> str:
+    """Return a hash of a list of videos, whatever the form of the list."""
+    found = hashlib.sha256()
+    for begin in range(0, len(ids), _IDS):
+        found.update("\n".join([*ids.slice(begin, _IDS).to_pylist(), ""]).encode())
+    return found.hexdigest()
 
 
 def _apart(table: TableFiles, store: Store) -> TableFiles:

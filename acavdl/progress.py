@@ -94,13 +94,21 @@ class RollUp:
         Clips of each shard of the plan.
     cores
         Cores that work on it.
+    again
+        Outcomes of clips that stand in a later shard once more: that one's count.
     clock
         Seconds, monotonic.
     """
 
     def __init__(
-        self, sizes: tuple[int, ...], cores: int, clock: Callable[[], float] = time.monotonic
+        self,
+        sizes: tuple[int, ...],
+        cores: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        again: Mapping[str, int] | None = None,
     ) -> None:
+        self._again = Counter(again or {})
         self._sizes = sizes
         self._cores = max(1, cores)
         self._clock = clock
@@ -178,14 +186,16 @@ class RollUp:
         then, ok_then, finished_then, fetched_then = self._history[0]
         span = max(now - then, 1e-9)
         elapsed = max(now - self._started, 1e-9)
-        done = self._before.total() + finished
+        # Of shards that are not there (any more) nothing is counted: never below zero.
+        before = self._before - self._again
+        done = before.total() + finished
         left = self._left()
         return Snapshot(
             done=done,
             total=done + left,
             shards_done=len(self._shards_done),
             shards=len(self._sizes),
-            counts=self._before + counts,
+            counts=before + counts,
             cores=self._cores,
             seconds=elapsed,
             bytes_fetched=fetched,

@@ -58,6 +58,8 @@ _SECTION_TYPES: dict[str, Callable[..., Any]] = {
     "tracking": Tracking,
     "limits": Limits,
 }
+#: Of these the names alone are recorded.
+_UNRECORDED = ("reading.ytdlp", "storage.options", "distribution.slurm")
 _DISTRIBUTORS = ("pyspark", "multiprocessing", "slurm")
 
 
@@ -124,6 +126,27 @@ def from_mapping(tree: Any) -> Settings:
         Config(**{name: kind(**found.get(name, {})) for name, kind in _SECTION_TYPES.items()}),
         tuple(notes),
     )
+
+
+def from_record(record: Mapping[str, Any]) -> Config:
+    """Return the settings that `Config.as_dict` recorded; options of yt-dlp and the store are not.
+
+    Raises
+    ------
+    UsageError
+        For a value that this version does not know.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for key in KEYS:
+        section = record.get(key.section, {})
+        if key.field not in section or key.name in _UNRECORDED:
+            continue
+        value = section[key.field]
+        if value is not None:
+            found.setdefault(key.section, {})[key.field] = parsed(key, value)
+        elif key.name in NULLABLE:
+            found.setdefault(key.section, {})[key.field] = None
+    return Config(**{name: kind(**found.get(name, {})) for name, kind in _SECTION_TYPES.items()})
 
 
 def from_arguments(settings: Settings, given: Mapping[str, Any]) -> Settings:

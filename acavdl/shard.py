@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -41,6 +41,7 @@ from acavdl.net import Network
 from acavdl.pick import Chosen, Span, choose_clips, choose_sound
 from acavdl.planfile import by_video, clips_of
 from acavdl.progress import INTERVAL, TOPIC, ShardProgress
+from acavdl.removal import DETAIL, finish_shard, remove_from, removed_ids
 from acavdl.remux import is_copied
 from acavdl.resolve import EXTRACTOR_VERSION, Resolver, is_youtube
 from acavdl.spans import split_span
@@ -51,9 +52,9 @@ from acavdl.writer import (
     Layout,
     SampleWriter,
     TarWriter,
+    counts_of,
     parquet_table,
     row_of,
-    status_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -184,16 +185,19 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     shard, begun = clips[0].shard, time.monotonic()
     store, host = job.store, socket.gethostname()
     digits, layout = job.config.storage.oom_shard_count, job.layout
+    name = shard_name(shard, digits)
+    finish_shard(store, name)
     found = published(store, shard, digits)
     if found is not None:
         return _present(found, host)
-    name, journal = shard_name(shard, digits), Journal(store, shard_name(shard, digits))
-    resumed = _usable(journal.resumed(), clips, job)
+    journal = Journal(store, name)
+    removed = removed_ids(store)
+    resumed = _usable(journal.resumed(), clips, job, removed)
     with contextlib.ExitStack() as stack:
         stack.enter_context(journal.begun(job.run, int(resumed.state.get("done", 0))))
         samples = stack.enter_context(_sample_writer(job, name, journal, resumed))
         made = _Open(clips, job, samples, journal, resumed)
-        with _rare_collections(), _Maker(job) as maker:
+        with _rare_collections(), _Maker(job, removed) as maker:
             made.work_off(maker)
         if made.done < len(clips):
             made.save()
@@ -219,6 +223,9 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
             if published(store, shard, digits) is None:
                 raise StorageError(f"shard {name} is not there, though it was just published")
         journal.clear()
+    if not removed_ids(store) <= removed:
+        # Somebody took videos out while the shard was made.
+        remove_from(store, shard, removed_ids(store), digits)
     return replace(made.report("done"), seconds=time.monotonic() - begun)
 
 
@@ -237,12 +244,17 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _usable(resumed: Resumed, clips: Sequence[Clip], job: Job) -> Resumed:
-    """Return what an open shard has made, if it is this one's, and all of it is there."""
+def _usable(resumed: Resumed, clips: Sequence[Clip], job: Job, removed: Set[str]) -> Resumed:
+    """Return what an open shard has made, if it is this one's, and all of it is there.
+
+    Not if it holds a sample of a video that was removed since.
+    """
     rows, state = resumed.rows, resumed.state
     lines = job.config.storage.captions_are_subtitles
     expected = [clip.key for clip in clips[: len(rows)]]
     if not rows or not (lines or [row["key"] for row in rows] == expected):
+        return Resumed()
+    if any(row["video_id"] in removed and row["outcome"] == Outcome.OK for row in rows):
         return Resumed()
     if "tar" in state and job.store.kept_size(state["tar"]) < state["bytes"]:
         return Resumed()
@@ -396,18 +408,11 @@ def report_of(frame: pd.DataFrame) -> ShardReport:
 
 def _reference_stats(counts: Counter[str], started_at: float, seconds: float) -> dict[str, object]:
     """Return the keys of the reference's ``_stats.json``; times in its format, in UTC."""
-    status = Counter[str]()
-    for name, number in counts.items():
-        status[status_of(Outcome(name))] += number
     return {
-        "count": counts.total(),
-        "successes": status["success"],
-        "failed_to_download": status["failed_to_download"],
-        "failed_to_subsample": status["failed_to_subsample"],
+        **counts_of(counts),
         "duration": seconds,
         "start_time": started_at,
         "end_time": time.time(),
-        "status_dict": {"success" if n == Outcome.OK else n: c for n, c in counts.items()},
     }
 
 
@@ -440,8 +445,8 @@ class _Counter:
 class _Maker:
     """Turns the videos of a shard into results, with `thread_count` of them in flight."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, removed: Set[str] = frozenset()) -> None:
+        self._job, self._removed = job, removed
         self._reading = _needed(job.config)
         self._threads = job.config.distribution.thread_count
         # Known to the task's own thread alone.
@@ -534,6 +539,8 @@ class _Maker:
 
     def _look_up(self, video: _Video) -> Source:
         """Extract the video, and tell which clips are wanted of it."""
+        if video.clips[0].video_id in self._removed:
+            raise ClipError(Outcome.REMOVED, DETAIL)
         self._take_lease(video.clips[0].url, video.budget)
         with _timed(video.seconds, "resolve"):
             source = self._resolver.resolve(video.clips[0].url)

@@ -101,6 +101,23 @@ def open_input(url: str, *, unpack: bool = True) -> Iterator[io.BufferedReader |
             yield stack.enter_context(gzip.GzipFile(fileobj=buffered)) if packed else buffered
 
 
+@contextlib.contextmanager
+def open_output(url: str) -> Iterator[BinaryIO]:
+    """Open a file that the user asked for, on any file system of fsspec, for writing.
+
+    Raises
+    ------
+    UsageError
+        If it can't be opened, or can't be written in the block.
+    """
+    try:
+        with fsspec.open(url, "wb") as file:
+            yield file
+    except remote_errors(OSError, ImportError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UsageError(f"cannot write {shown(url)}: {cause}") from error
+
+
 def input_size(url: str) -> int:
     """Return the size of a file of a table in bytes.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
@@ -209,6 +210,11 @@ def members_of(result: ClipResult, layout: Layout = _PLAIN) -> dict[str, bytes]:
     return members
 
 
+def members_wanted(encode_formats: Mapping[str, str], *, captions: bool) -> tuple[str, ...]:
+    """Return the extensions of each sample's members, in the order that a tar has them."""
+    return tuple(sorted([*encode_formats.values(), "json", *(["txt"] if captions else [])]))
+
+
 class SampleWriter(Protocol):
     """Where the samples of a shard go."""
 
@@ -371,9 +377,14 @@ class FolderWriter:
 
         It is that of what ``LC_ALL=C sha256sum *`` says in the folder.
         """
-        lines = [f"{sha256}  {name}\n" for name, (_, sha256) in sorted(self._written.items())]
-        digest = hashlib.sha256("".join(lines).encode()).hexdigest()
-        return {"members": {"count": len(lines), "bytes": self.size, "sha256": digest}}
+        digest = members_digest({name: sha256 for name, (_, sha256) in self._written.items()})
+        return {"members": {"count": len(self._written), "bytes": self.size, "sha256": digest}}
+
+
+def members_digest(hashes: Mapping[str, str]) -> str:
+    """Return the hash of the names of files and their hashes, as ``sha256sum`` lists them."""
+    lines = [f"{sha256}  {name}\n" for name, sha256 in sorted(hashes.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def row_of(
@@ -419,6 +430,20 @@ def _sizes(cut: Cut) -> dict[str, Any]:
         found[f"{prefix}bytes"] = len(data)
         found[f"{prefix}sha256"] = hashlib.sha256(data).hexdigest()
     return found
+
+
+def counts_of(outcomes: Mapping[str, int]) -> dict[str, Any]:
+    """Return the reference's counts, for a shard's stats, of clips by outcome."""
+    status = Counter[str]()
+    for name, number in outcomes.items():
+        status[status_of(Outcome(name))] += number
+    return {
+        "count": sum(outcomes.values()),
+        "successes": status["success"],
+        "failed_to_download": status["failed_to_download"],
+        "failed_to_subsample": status["failed_to_subsample"],
+        "status_dict": {"success" if n == Outcome.OK else n: c for n, c in outcomes.items()},
+    }
 
 
 def status_of(outcome: Outcome) -> str:

@@ -24,6 +24,8 @@ from acavdl.sandbox import Fault, Sandbox, video_id
 ACAVDL = [sys.executable, "-m", "acavdl"]
 #: Shards of a test's dataset, and clips in each.
 SHARDS, SIZE = 6, 8
+#: Commands for a dataset that is there.
+AFTER = (["failures"], ["retry"], ["verify"], ["remove"])
 
 
 def call(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -57,7 +59,7 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
 
 
 def test_help_fits_80_columns() -> None:
-    for arguments in ([], ["plan"], ["run"], ["init"], ["presets"], ["demo"]):
+    for arguments in ([], ["plan"], ["run"], ["init"], ["presets"], ["demo"], *AFTER):
         done = call(*arguments, "--help")
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
@@ -414,3 +416,39 @@ def test_json_progress_is_read_by_machines(slow: Sandbox, tmp_path: Path) -> Non
     last = [json.loads(line) for line in lines if line.startswith("{")][-1]
     assert last["done"] == last["total"] == SHARDS * SIZE
     assert last["counts"] == {"ok": SHARDS * SIZE}
+
+
+# --- a dataset that is there ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", AFTER)
+def test_a_folder_without_a_dataset(tmp_path: Path, command: list[str]) -> None:
+    assert_one_line(call(*command, tmp_path / "out"), 2, str(tmp_path / "out"), "holds no dataset")
+
+
+def test_after_a_run(online: Sandbox, tmp_path: Path) -> None:
+    """failures → retry → remove → verify, as typed; the settings are those of the dataset."""
+    online.reset()
+    once, dead = video_id(1, fault=Fault.FIRST_503), video_id(1, fault=Fault.PRIVATE)
+    rows = [(name, 0, 3) for name in (video_id(1, master="m60"), once, dead)]
+    table, out = write_csv(tmp_path / "t.csv", rows), tmp_path / "out"
+    settings = tmp_path / "s.yaml"
+    settings.write_text("reading: {retries: 0, timeout: 20}\ndistribution: {processes_count: 1}\n")
+    done = call("run", "--config", settings, "--url-list", table, "--output-folder", out)
+    assert done.returncode == 0, done.stderr
+    done = call("failures", out, "--json", "--tombstones", tmp_path / "dead.csv")
+    assert json.loads(done.stdout)["failed"] == 2
+    assert dead in (tmp_path / "dead.csv").read_text()
+    done = call("failures", out, "--outcome", "no")
+    assert_one_line(done, 2, "no outcome of a failure: no")
+    done = call("retry", out, "--progress", "plain", "--rate-limit", "0")
+    assert done.returncode == 0, done.stderr
+    assert "1 clips are asked for once more, shards 1 to 1." in done.stderr
+    assert "2 of 3 clips in 2 of 2 shards" in done.stderr
+    assert_one_line(call("remove", out, "--ids", once), 0, "2 clips were taken out of 2 shards")
+    (out / "00000.tar").unlink()
+    done = call("verify", out, "--repair", "--decode", 1)
+    assert done.returncode == 1
+    assert "shard 00000 is broken: 00000.tar is missing" in done.stderr
+    assert "taken back: 00000" in done.stderr
+    assert not (out / "00000_stats.json").exists()
