@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import tempfile
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.dataframe as dd
 import pandas as pd
-from distributed import Client, Future, as_completed, futures_of, get_client
+from distributed import Client, Future, futures_of, get_client
 
 from acavdl import governor
+from acavdl.breaker import Terms, shards_open, shares
 from acavdl.cluster import local_client, process_count
 from acavdl.config import Config, IncrementalMode, TableOptions, Tracking
-from acavdl.display import Display, Mode, planned, say, summary
-from acavdl.errors import AcavdlError, Outcome, ShardError, UsageError
+from acavdl.display import Display, Mode, planned, refused, say, summary
+from acavdl.errors import AcavdlError, HeldBackError, Outcome, ShardError, UsageError
 from acavdl.estimate import Estimate, estimate
 from acavdl.ledger import published_of, read_rows
 from acavdl.models import ShardReport
@@ -36,6 +38,11 @@ from acavdl.tracking import Tracker
 from acavdl.writer import schema_of
 
 logger = logging.getLogger(__name__)
+
+#: The breaker's numbers; rate and patience are settings.
+TERMS = Terms()
+#: Seconds between two looks at the egresses, at most.
+_LOOK = 1.0
 
 #: What `config` may be: settings, the path of a YAML file, or what one holds.
 ConfigLike = Config | Settings | str | os.PathLike[str] | Mapping[str, Any] | None
@@ -78,6 +85,8 @@ class RunReport:
         What became of the table's rows; None if the plan was there.
     left
         Shards that `reading.sampler` left for another run.
+    held_back
+        Whether the site held all egresses back for too long: the same call goes on another time.
     """
 
     output_folder: str
@@ -85,6 +94,7 @@ class RunReport:
     failed_shards: Mapping[int, str] = field(default_factory=dict)
     made: Made | None = None
     left: int = 0
+    held_back: bool = False
 
     @property
     def successes(self) -> int:
@@ -155,8 +165,8 @@ def download(plan: PlanReport, client: Client | None = None) -> Any:
             raise UsageError(
                 "acavdl.download works on a Dask client: begin with distributed.Client()"
             ) from error
-    job = replace(plan.job, run=_run_id())
-    governor.install(client, job.config.reading.rate_limit)
+    job = replace(plan.job, run=_run_id(), hands_back=False)
+    _install_governor(client, job.config)
     places = [_place(plan.plan, shard) for shard in range(len(plan.plan.sizes))]
     frame = dd.from_map(_clips_of_shard, places, job=job, meta=empty_shard())
     empty = schema_of(job.layout).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
@@ -166,6 +176,8 @@ def download(plan: PlanReport, client: Client | None = None) -> Any:
 def _results_of_shard(clips: pd.DataFrame, job: Job) -> pd.DataFrame:
     report = report_of(process_shard(clips, job))
     while report.state == "partial":
+        if report.held_back:
+            raise HeldBackError("the site refuses this address; compute the frame another time")
         report = report_of(process_shard(clips, job))
     return read_rows(job.store, report.shard, job.config.storage.oom_shard_count)
 
@@ -240,13 +252,17 @@ def run(
             )
         )
         failed: dict[int, str] = {}
+        held_back = False
         if chosen and client is not None:
             job = _job(call, prepared, store, tmp_dir)
-            governor.install(client, config.reading.rate_limit)
+            _install_governor(client, config)
             places = [_place(plan, shard) for shard in chosen]
-            failed = _work_off(client, places, job, roll_up, tracker)
+            most = shards_open(config.reading.rate_limit, plan.videos / len(plan.sizes))
+            failed, held_back = _work_off(client, places, job, roll_up, tracker, most=most)
     left = len(missing) - len(chosen)
-    return RunReport(str(store), roll_up.snapshot(), failed, prepared.made, left)
+    return RunReport(
+        str(store), roll_up.snapshot(), failed, prepared.made, left, held_back=held_back
+    )
 
 
 @dataclass(frozen=True)
@@ -364,6 +380,9 @@ def tell(report: RunReport) -> int:
             report.snapshot, report.output_folder, report.failed_shards, report.made, report.left
         )
     )
+    if report.held_back:
+        say(refused(report.snapshot))
+        return HeldBackError.exit_code
     return ShardError.exit_code if report.failed_shards else 0
 
 
@@ -389,47 +408,89 @@ def _clips_of_shard(place: ShardPlace, job: Job) -> pd.DataFrame:
 
 
 def _work_off(
-    client: Client, shards: Sequence[ShardPlace], job: Job, roll_up: RollUp, tracker: Tracker
-) -> dict[int, str]:
-    """Have the shards made, `subjob_size` at a time; return causes of failure by shard."""
+    client: Client,
+    shards: Sequence[ShardPlace],
+    job: Job,
+    roll_up: RollUp,
+    tracker: Tracker,
+    *,
+    most: int | None,
+) -> tuple[dict[int, str], bool]:
+    """Have the shards made, each behind an egress that is open.
+
+    Parameters
+    ----------
+    most
+        Shards that may be open behind an egress; None = any number.
+
+    Returns
+    -------
+    dict of int to str, bool
+        Causes of failure by shard, and whether the site held all egresses back for too long.
+    """
     failed: dict[int, str] = {}
-    size = job.config.distribution.subjob_size
+    waiting = deque(shards)
+    running: dict[Future[Any], tuple[ShardPlace, tuple[str, ...]]] = {}
+    ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
     with _progress_from(client, roll_up):
-        for begin in range(0, len(shards), size):
-            running = _submit(client, shards[begin : begin + size], job)
-            finished = as_completed(list(running), raise_errors=False)
-            for future in finished:
-                place = running.pop(future)
+        while waiting or running:
+            look = governor.look(client)
+            roll_up.egresses(look.egresses)
+            if look.over and not running:
+                return failed, True
+            room = 0 if look.over else job.config.distribution.subjob_size - len(running)
+            behind = [workers for _, workers in running.values()]
+            for workers, count in shares(look.egresses, behind, most, min(room, len(waiting))):
+                places = [waiting.popleft() for _ in range(count)]
+                for future, place in _submit(client, places, job, workers).items():
+                    running[future] = (place, workers)
+                    future.add_done_callback(ended.put)
+            for future in _ended(ended):
+                place, _ = running.pop(future)
                 if future.status == "finished":
                     report = report_of(future.result())
                     _take(report, roll_up)
                     if report.state == "partial":
-                        again = _submit(client, [replace(place, slice=place.slice + 1)], job)
-                        running |= again
-                        finished.update(list(again))
+                        # Before those that are not begun: its checkpoint is of use.
+                        waiting.appendleft(replace(place, slice=place.slice + 1))
                     else:
                         tracker.shard_finished(report)
                 else:
                     error = future.exception() if future.status == "error" else None
-                    cause = f"{type(error).__name__}: {error}" if error else future.status
+                    cause = f"{type(error).__name__}: {error}" if error else str(future.status)
                     roll_up.drop(place.shard)
                     if error and place.attempt < job.config.distribution.max_shard_retry:
                         logger.warning("shard %05d is tried again: %s", place.shard, cause)
-                        again = _submit(client, [replace(place, attempt=place.attempt + 1)], job)
-                        running |= again
-                        finished.update(list(again))
+                        waiting.appendleft(replace(place, attempt=place.attempt + 1))
                     else:
                         failed[place.shard] = cause
                         logger.error("shard %05d failed: %s", place.shard, cause)
                 future.release()
-    return failed
+    return failed, False
+
+
+def _ended(ended: queue.SimpleQueue[Future[Any]]) -> Iterator[Future[Any]]:
+    """Yield the tasks that have ended, after at most `_LOOK` seconds without any."""
+    with contextlib.suppress(queue.Empty):
+        yield ended.get(timeout=_LOOK)
+        while True:
+            yield ended.get_nowait()
 
 
 def _submit(
-    client: Client, places: Sequence[ShardPlace], job: Job
+    client: Client, places: Sequence[ShardPlace], job: Job, workers: Sequence[str]
 ) -> dict[Future[Any], ShardPlace]:
-    futures = futures_of(client.persist(shard_frame(places, job)))
-    return dict(zip(futures, places, strict=True))
+    # Where all of these are gone, any other will do.
+    frame = client.persist(
+        shard_frame(places, job), workers=list(workers), allow_other_workers=True
+    )
+    return dict(zip(futures_of(frame), places, strict=True))
+
+
+def _install_governor(client: Client, config: Config) -> None:
+    reading = config.reading
+    terms = replace(TERMS, per_hour=reading.rate_limit, give_up_after=reading.give_up_after)
+    governor.install(client, terms, cluster=reading.egress == "cluster")
 
 
 def _take(report: ShardReport, roll_up: RollUp) -> None:
@@ -446,14 +507,8 @@ def _progress_from(client: Client, roll_up: RollUp) -> Iterator[None]:
     def take(event: tuple[float, Mapping[str, Any]]) -> None:
         roll_up.update(ShardProgress.from_message(event[1]))
 
-    def hold_back(event: tuple[float, Mapping[str, Any]]) -> None:
-        roll_up.hold_back(event[1]["egress"], event[1]["seconds"])
-
-    handlers = {TOPIC: take, governor.TOPIC: hold_back}
-    for topic, handler in handlers.items():
-        client.subscribe_topic(topic, handler)
+    client.subscribe_topic(TOPIC, take)
     try:
         yield
     finally:
-        for topic in handlers:
-            client.unsubscribe_topic(topic)
+        client.unsubscribe_topic(TOPIC)

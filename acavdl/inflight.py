@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 _Result = TypeVar("_Result")
 
@@ -18,6 +18,10 @@ _LOOK = 0.5
 
 class StoppedError(Exception):
     """The work was given up because the process closes."""
+
+
+class GivenBackError(Exception):
+    """A piece of work may not be done now: it and all behind it are left for another time."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,13 @@ class Step(Generic[_Result]):
         What it made.
     more
         How it goes on; None = it is done. With results it goes on when those have been taken, else
-        after `wait` seconds, in which it takes no thread.
+        when `after` is done, or after `wait` seconds; meanwhile it takes no thread.
     """
 
     results: Sequence[_Result]
     more: Callable[[], Step[_Result]] | None = None
     wait: float = 0.0
+    after: Future[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ def in_order(
     draining: Callable[[], bool] = lambda: False,
 ) -> Iterator[_Result]:
     """Run pieces of work in a pool; yield all results in the order of the pieces.
+
+    It ends before the first piece that raises `GivenBackError`.
 
     Parameters
     ----------
@@ -85,7 +92,10 @@ def in_order(
             if not waiting:
                 return
             first = waiting[0]
-            step = first.result(stopping)
+            try:
+                step = first.result(stopping)
+            except GivenBackError:
+                return
             # What comes next goes on while results are taken.
             if step.more is None:
                 waiting.popleft()
@@ -119,6 +129,10 @@ class _Place(Generic[_Result]):
             return
         if step.more is None or step.results:
             self._next.set_result(step)
+            return
+        if step.after is not None:
+            turn = step.more
+            step.after.add_done_callback(lambda _: self._resume(turn))
             return
         self._timer = threading.Timer(step.wait, self._resume, (step.more,))
         self._timer.daemon = True
