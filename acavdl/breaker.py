@@ -178,11 +178,12 @@ class Bucket:
 
 @dataclass
 class _Suspect:
-    """A video that was refused: to whom, how often, and how many had worked there by then."""
+    """A video that was refused: to whom, how often, when last; how many worked that began later."""
 
     worker: str
-    times: int
-    worked: int
+    times: int = 0
+    at: float = 0.0
+    proofs: int = 0
 
 
 @dataclass
@@ -209,9 +210,9 @@ class _Worker:
 class _Egress:
     bucket: Bucket | None
     heard: float
-    worked: int = 0
     known: deque[str] = field(default_factory=lambda: deque(maxlen=_KNOWN))
-    streak: set[str] = field(default_factory=set)
+    #: Videos refused for the first time, and when, without one that worked and began later.
+    streak: dict[str, float] = field(default_factory=dict)
     suspects: dict[str, _Suspect] = field(default_factory=dict)
     outcome: str | None = None
     #: Since when it is held back, until when it cools, and who probes then; None while it is open.
@@ -239,8 +240,7 @@ class _Egress:
         moved = {name: each for name, each in self.suspects.items() if each.worker == worker}
         for name, suspect in moved.items():
             del self.suspects[name]
-            self.streak.discard(name)
-            suspect.worked = other.worked
+            self.streak.pop(name, None)
             other.suspects[name] = suspect
         if self.probe is not None and self.probe.worker == worker:
             other.probe, self.probe = self.probe, None
@@ -329,14 +329,20 @@ class Policy:
 
     # --- leases
 
-    def ask(self, worker: str, wanted: int, now: float) -> Answer:
-        """Return how many of the `wanted` videos a worker may begin, and what else it is to do."""
+    def ask(self, worker: str, wanted: int, now: float, *, pending: bool = False) -> Answer:
+        """Return how many of the `wanted` videos a worker may begin, and what else it is to do.
+
+        `pending` tells whether it waits for a verdict: where nothing is going on, it may probe.
+        """
         egress = self._of(worker)
         if not egress.held:
             if wanted:
                 egress.heard = now
-            granted, wait = self._take(worker, egress, wanted, now)
-            return Answer(leases=granted, wait=wait)
+                granted, wait = self._take(worker, egress, wanted, now)
+                return Answer(leases=granted, wait=wait)
+            if pending and egress.probe is None and self._quiet(egress, now):
+                return self._probe_known(worker, egress, now) or Answer()
+            return Answer()
         return self._probe(worker, egress, wanted, now)
 
     def _probe(self, worker: str, egress: _Egress, wanted: int, now: float) -> Answer:
@@ -351,16 +357,22 @@ class Policy:
         if egress.probe is not None:
             # Others may not even wait for it; who probes has something to wait for.
             return Answer(held=egress.probe.worker != worker, wait=terms.poll)
-        known = self._known(egress)
-        if known is not None:
-            egress.probe = _Probe(worker, now, known)
-            self._charge(worker, egress, 1, now)
-            return Answer(probe=known, wait=terms.poll)
+        answer = self._probe_known(worker, egress, now)
+        if answer is not None:
+            return answer
         if not wanted:
             return Answer(wait=terms.poll)
         egress.probe = _Probe(worker, now, None)
         self._charge(worker, egress, 1, now)
         return Answer(leases=1, wait=terms.poll)
+
+    def _probe_known(self, worker: str, egress: _Egress, now: float) -> Answer | None:
+        known = self._known(egress)
+        if known is None:
+            return None
+        egress.probe, egress.heard = _Probe(worker, now, known), now
+        self._charge(worker, egress, 1, now)
+        return Answer(probe=known, wait=self._terms.poll)
 
     def _take(self, worker: str, egress: _Egress, wanted: int, now: float) -> tuple[int, float]:
         bucket = egress.bucket
@@ -392,18 +404,20 @@ class Policy:
 
     # --- what came of them
 
-    def worked(self, worker: str, video: str, now: float) -> None:
-        """Note a video of which media came."""
+    def worked(self, worker: str, video: str, began: float, now: float) -> None:
+        """Note a video of which media came; that it was `began` before a refusal proves nothing."""
         egress = self._of(worker)
         egress.heard = now
         if video not in egress.known:
             egress.known.append(video)
         if self._probes(egress, worker, video):
-            egress.close(now)
-        if not egress.held:
-            egress.worked += 1
-            egress.streak.clear()
-            egress.suspects.pop(video, None)
+            egress.probe = None
+            if egress.held:
+                egress.close(now)
+        egress.suspects.pop(video, None)
+        egress.streak = {name: at for name, at in egress.streak.items() if at >= began}
+        for suspect in egress.suspects.values():
+            suspect.proofs += began > suspect.at
 
     def passed(self, worker: str, video: str, now: float) -> None:
         """Note a video that failed, but was not refused: it tells nothing of the egress."""
@@ -418,17 +432,16 @@ class Policy:
         egress = self._of(worker)
         egress.heard = now
         if self._probes(egress, worker, video):
-            egress.refused_probes += 1
+            egress.refused_probes += egress.held
             egress.outcome = outcome
             self._trip(egress, outcome, now)
             return
-        suspect = egress.suspects.setdefault(video, _Suspect(worker, 0, 0))
-        suspect.worker = worker
+        suspect = egress.suspects.setdefault(video, _Suspect(worker))
+        suspect.worker, suspect.at, suspect.proofs = worker, now, 0
         suspect.times = 1 if egress.held else suspect.times + 1
-        suspect.worked = egress.worked
         if suspect.times == 1 and not egress.held:
             # Once more refused, it says more about the video than about the egress.
-            egress.streak.add(video)
+            egress.streak[video] = now
             if len(egress.streak) >= self._terms.refusals:
                 self._trip(egress, outcome, now)
 
@@ -458,15 +471,15 @@ class Policy:
         suspect = egress.suspects.get(video)
         if egress.held or suspect is None:
             return Verdict.BACK
-        since = egress.worked - suspect.worked
+        proofs = self._terms.proofs if suspect.times == 1 else 1
+        # Where nothing is going on, a probe is all the proof there can be, if there is one.
+        quiet = self._quiet(egress, now)
+        if suspect.proofs < proofs and not (quiet and (suspect.proofs or not self._known(egress))):
+            return Verdict.WAIT
         if suspect.times == 1:
-            if since < self._terms.proofs and not self._quiet(egress, now):
-                return Verdict.WAIT
             granted, _ = self._take(worker, egress, 1, now)
             egress.heard = now
             return Verdict.RETRY if granted else Verdict.WAIT
-        if since < 1 and not self._quiet(egress, now):
-            return Verdict.WAIT
         del egress.suspects[video]
         return Verdict.RECORD
 

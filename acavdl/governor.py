@@ -24,6 +24,7 @@ from distributed import Client, Scheduler, SchedulerPlugin, Worker
 from distributed.utils import sync
 
 from acavdl.breaker import Answer, Policy, Seen, State, Terms, Verdict
+from acavdl.errors import Outcome
 from acavdl.inflight import GivenBackError
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ class Governor(SchedulerPlugin):
         self._cluster = cluster
         self._clock = clock
         self._policy = Policy(terms)
+        #: Workers that told where they are.
+        self._told: set[str] = set()
 
     async def start(self, scheduler: Scheduler) -> None:
         """Answer calls from now on."""
@@ -72,23 +75,29 @@ class Governor(SchedulerPlugin):
 
     def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
         """Forget a worker."""
+        self._told.discard(worker)
         self._policy.leave(worker)
 
     def ask(self, worker: str, message: dict[str, Any]) -> dict[str, Any]:
         """Take a worker's word (see `Gate`), and answer it."""
         policy, now = self._policy, self._clock()
-        policy.join(worker, _CLUSTER if self._cluster else message["egress"], now)
+        # A task that has fetched nothing yet knows the host alone.
+        name = message["egress"] or (None if worker in self._told else message["host"])
+        if name is not None and not self._cluster:
+            self._told.add(worker)
+            policy.join(worker, name, now)
         policy.busy(worker, message["flying"], message["wanted"])
-        for kind, video, *outcome in message["events"]:
+        for kind, video, what in message["events"]:
             if kind == "worked":
-                policy.worked(worker, video, now)
+                policy.worked(worker, video, now - what, now)
             elif kind == "passed":
                 policy.passed(worker, video, now)
             else:
-                policy.refused(worker, video, outcome[0], now)
+                policy.refused(worker, video, what, now)
         policy.give_back(worker, message["unused"], now)
         verdicts = {video: str(policy.verdict(worker, video, now)) for video in message["pending"]}
-        answer = policy.ask(worker, message["wanted"] + message["spare"], now)
+        pending = any(word == Verdict.WAIT for word in verdicts.values())
+        answer = policy.ask(worker, message["wanted"] + message["spare"], now, pending=pending)
         return {**vars(answer), "verdicts": verdicts}
 
     def seen(self) -> dict[str, Any]:
@@ -166,12 +175,13 @@ class Gate:
     ) -> None:
         self._ask, self._probe = ask, probe
         self._spare, self._hands_back = spare, hands_back
-        self._egress = socket.gethostname()
+        self._egress: str | None = None
         self._wake = threading.Condition()
         self._waiting: deque[tuple[str, Future[None]]] = deque()
-        self._events: list[tuple[str, ...]] = []
+        self._events: list[tuple[str, str, str | float]] = []
         self._pending: dict[str, Future[Verdict]] = {}
-        self._flying: set[str] = set()
+        #: Since when each video is on its way.
+        self._flying: dict[str, float] = {}
         self._in_hand = 0
         self._held = self._draining = self._closed = False
         self._urgent = False
@@ -189,7 +199,7 @@ class Gate:
                 future.set_exception(GivenBackError())
             elif self._in_hand and not self._waiting:
                 self._in_hand -= 1
-                self._flying.add(video)
+                self._flying[video] = time.monotonic()
                 future.set_result(None)
             else:
                 self._waiting.append((video, future))
@@ -200,12 +210,12 @@ class Gate:
         """Tell that media of a leased video came."""
         with self._wake:
             self._egress = egress_of(media_url) or self._egress
-            self._end(("worked", video))
+            self._end("worked", video, time.monotonic() - self._flying[video])
 
     def passed(self, video: str) -> None:
         """Tell that a leased video failed for a reason of its own."""
         with self._wake:
-            self._end(("passed", video))
+            self._end("passed", video)
 
     def refused(self, video: str, outcome: str) -> Future[Verdict]:
         """Tell that a leased video was refused; return what will say what becomes of it.
@@ -216,7 +226,7 @@ class Gate:
         with self._wake:
             self._pending[video] = future
             self._urgent = True
-            self._end(("refused", video, outcome))
+            self._end("refused", video, outcome)
             if self._closed:
                 self._send_back()
         return future
@@ -242,9 +252,9 @@ class Gate:
 
     # --- the thread that talks to the scheduler
 
-    def _end(self, event: tuple[str, ...]) -> None:
-        self._flying.discard(event[1])
-        self._events.append(event)
+    def _end(self, kind: str, video: str, what: str | float = "") -> None:
+        self._flying.pop(video, None)
+        self._events.append((kind, video, what))
         self._wake.notify()
 
     def _send_back(self, *, pending: bool = True) -> None:
@@ -288,6 +298,7 @@ class Gate:
             self._in_hand -= unused
             wanted = len(self._waiting)
             message = {
+                "host": socket.gethostname(),
                 "egress": self._egress,
                 "flying": len(self._flying),
                 "wanted": wanted,
@@ -313,7 +324,7 @@ class Gate:
         while self._in_hand and self._waiting:
             video, lease = self._waiting.popleft()
             self._in_hand -= 1
-            self._flying.add(video)
+            self._flying[video] = time.monotonic()
             lease.set_result(None)
         for video, word in verdicts.items():
             verdict = Verdict(word)
@@ -325,14 +336,17 @@ class Gate:
                 future.set_exception(GivenBackError())
                 continue
             if verdict is Verdict.RETRY:
-                self._flying.add(video)
+                self._flying[video] = time.monotonic()
             future.set_result(verdict)
 
     def _try(self, video: str) -> None:
+        begun = time.monotonic()
         outcome = self._probe(video)
         with self._wake:
-            event = ("refused", video, outcome) if outcome else ("passed", video)
-            self._end(("worked", video) if outcome == "ok" else event)
+            if outcome == Outcome.OK:
+                self._end("worked", video, time.monotonic() - begun)
+            else:
+                self._end("refused" if outcome else "passed", video, outcome or "")
             self._urgent = True
 
 
