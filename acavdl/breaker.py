@@ -527,7 +527,7 @@ def told(seen: Iterable[Seen]) -> Mapping[str, int]:
     """Return how many egresses are open, cooling and blocked; none of a kind is left out."""
     counts: dict[str, int] = {}
     for each in seen:
-        counts[each.state] = counts.get(each.state, 0) + 1
+        counts[each.state.value] = counts.get(each.state.value, 0) + 1
     return counts
 
 

@@ -147,12 +147,15 @@ def _held(seconds: float) -> str:
 
 def _egresses(snapshot: Snapshot) -> str:
     """Return how many addresses are open, cooling and blocked; why, and when one is tried next."""
-    counts = ", ".join(
-        f"{snapshot.egresses[state]} {state}" for state in State if state in snapshot.egresses
-    )
     why = ", ".join(sorted({str(each.outcome) for each in snapshot.refused}))
     left = min(each.opens_in or 0.0 for each in snapshot.refused)
-    return f"addresses: {counts} ({why}), next try in {duration(left)}"
+    return f"addresses: {_states(snapshot)} ({why}); next try in {duration(left)}"
+
+
+def _states(snapshot: Snapshot) -> str:
+    return ", ".join(
+        f"{snapshot.egresses[state]} {state}" for state in State if state in snapshot.egresses
+    )
 
 
 def refused(snapshot: Snapshot) -> str:
@@ -194,7 +197,8 @@ def as_line(snapshot: Snapshot) -> str:
     else:
         speed = f"rate limit, next in {duration(snapshot.held_back)}"
     if snapshot.refused:
-        speed = f"{speed}; {_egresses(snapshot)}"
+        # More would not fit.
+        speed = f"IPs: {_states(snapshot)}"
     return f"{snapshot.done}/{snapshot.total} clips, {failed} failed: {speed}"
 
 
