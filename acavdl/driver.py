@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 TERMS = Terms()
 #: Seconds between two looks at the egresses, at most.
 _LOOK = 1.0
+#: Seconds for a worker to begin anew.
+_RESTART = 60.0
 
 #: What `config` may be: settings, the path of a YAML file, or what one holds.
 ConfigLike = Config | Settings | str | os.PathLike[str] | Mapping[str, Any] | None
@@ -450,6 +452,8 @@ def _work_off(
                 if future.status == "finished":
                     report = report_of(future.result())
                     _take(report, roll_up)
+                    if report.worn_out:
+                        _restart(client, report.worn_out)
                     if report.state == "partial":
                         # Before those that are not begun: its checkpoint is of use.
                         waiting.appendleft(replace(place, slice=place.slice + 1))
@@ -467,6 +471,16 @@ def _work_off(
                         logger.error("shard %05d failed: %s", place.shard, cause)
                 future.release()
     return failed, False
+
+
+def _restart(client: Client, worker: str) -> None:
+    """Have a worker begin anew whose threads hang; its shard is in checkpoints."""
+    logger.warning("many threads of %s hang: it begins anew", worker)
+    try:
+        client.restart_workers([worker], timeout=_RESTART, raise_for_error=False)
+    except ValueError:
+        # Nobody is there who could start another process, or it is gone already.
+        logger.warning("worker %s can't be started again", worker)
 
 
 def _ended(ended: queue.SimpleQueue[Future[Any]]) -> Iterator[Future[Any]]:

@@ -205,7 +205,8 @@ class ShardReport:
     slice was over, or it was held back: another task goes on). `clips` are the
     rows of its parquet: more than were planned where subtitles become clips. `counts` maps
     outcomes to clips; `bytes_fetched` and `bytes_stored` are bytes, `seconds` wall seconds;
-    `held_back` tells whether the site keeps its egress from going on.
+    `held_back` tells whether the site keeps its egress from going on; `worn_out`
+    is the address of a worker that is to begin anew: many of its threads hang.
     """
 
     shard: int
@@ -217,3 +218,4 @@ class ShardReport:
     seconds: float
     host: str
     held_back: bool = False
+    worn_out: str = ""

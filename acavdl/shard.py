@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +32,7 @@ from acavdl.cut import CutForm, cut_chosen, cut_files
 from acavdl.errors import ClipError, Outcome, Retry, Scope, StorageError
 from acavdl.fetch import NoRangesError, RemoteFile, fetch_file
 from acavdl.governor import Gate, gate_of
-from acavdl.inflight import Step, StoppedError, Work, in_order
+from acavdl.inflight import Crew, Step, StoppedError, Work, in_order
 from acavdl.journal import Journal, Resumed
 from acavdl.ledger import Published, published, shard_name
 from acavdl.media import File, LocalFile, Media
@@ -68,6 +68,8 @@ _GROUP = 16
 _GC_THRESHOLD = (50_000, 20, 50)
 #: Seconds that a site may ask to wait before its media are there.
 _LONGEST_WAIT = 600.0
+#: Threads that hang, from which on the process hands its shard back and makes room for a new one.
+_MOST_HANGING = 8
 #: Bytes of media that a probe of a refused address takes.
 _PROBE_BYTES = 1024
 #: Clips that the subtitles of one video may become: a line for each second of a day.
@@ -84,11 +86,22 @@ REPORT = {
     "seconds": "float64",
     "host": "object",
     "held_back": "bool",
+    "worn_out": "object",
 }
 
 
 #: Set when this process is to end its work (see `stop`).
 _stopping = threading.Event()
+
+
+#: Threads that were left behind.
+_hanging: list[threading.Thread] = []
+
+
+def worn_out() -> bool:
+    """Whether so many threads hang that this process had better be replaced."""
+    _hanging[:] = [thread for thread in _hanging if thread.is_alive()]
+    return len(_hanging) >= _MOST_HANGING
 
 
 def stop() -> None:
@@ -167,7 +180,11 @@ def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
     OSError
         If the local disk can't be.
     """
-    return _as_row(make_shard(clips_of(frame, job.extra), job))
+    report = make_shard(clips_of(frame, job.extra), job)
+    worker = _worker(needed=False)
+    if worker is not None and worn_out():
+        report = replace(report, worn_out=worker.address)
+    return _as_row(report)
 
 
 def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
@@ -303,7 +320,7 @@ class _Open:
         def over() -> bool:
             # However short a slice is, it makes something.
             late = time.monotonic() > ends_at and len(self.rows) > before
-            return self._samples.keeps and late
+            return self._samples.keeps and (late or worn_out())
 
         left = self._clips[self.done :]
         places = {clip.row: place for place, clip in enumerate(left, start=self.done)}
@@ -446,7 +463,7 @@ class _Maker:
         config = job.config
         self._form = CutForm(config.output.encode_formats, config.audio, config.clipping.precision)
         self._folder = tempfile.TemporaryDirectory(prefix="acavdl-", dir=job.tmp_dir)
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="video")
+        self._pool = Crew(self._threads)
         self._busy: set[_Video] = set()
         # The worker is known to the task's own thread alone.
         worker = _worker(needed=self._reading.rate_limit is not None)
@@ -494,10 +511,11 @@ class _Maker:
 
         works = (
             Work(
-                functools.partial(self._turn, _Video(clips, Budget(timeout * len(clips)))),
-                min(_weight(clips), _GROUP),
+                functools.partial(self._turn, video),
+                min(_weight(video.clips), _GROUP),
+                functools.partial(self._late, video),
             )
-            for clips in videos
+            for video in (_Video(clips, Budget(timeout * len(clips))) for clips in videos)
         )
         limit = _AHEAD * self._threads
         yield from in_order(self._pool, works, limit, _stopping, ends)
@@ -506,6 +524,7 @@ class _Maker:
         """Go on with a video until its next clips are made, or the site asks to wait."""
         # What passed since the last turn is no time of the clips.
         video.budget.extend(time.monotonic() - video.paused)
+        video.thread = threading.current_thread()
         self._busy.add(video)
         try:
             with video.budget.scope():
@@ -557,6 +576,18 @@ class _Maker:
             if video.done == len(video.wanted):
                 return Step(results)
             return Step(results, functools.partial(self._turn, video))
+
+    def _late(self, video: _Video) -> Sequence[ClipResult] | None:
+        """Give a video up whose thread hangs: it is over its time by that much again."""
+        allowance = self._reading.timeout * len(video.clips)
+        if video not in self._busy or time.monotonic() < video.budget.deadline + allowance:
+            return None
+        self._busy.discard(video)
+        self._settle(video)
+        _hanging.append(video.thread)
+        logger.warning("a thread hangs on %s and is left behind", video.url)
+        hangs = ClipError(Outcome.TIMEOUT, "it hung: neither sockets nor processes end it")
+        return _failures(video, hangs)
 
     def _has_lease(self, video: _Video) -> bool:
         """Ask for leave to look the video up, where it takes one; tell whether it is there.
@@ -734,7 +765,7 @@ class _Video:
     `wanted` are the clips to make of it, of which `done` are made; `parts` what is read of its
     files, `fetched` those that are there as a whole. `told` is what of its cost stands with clips
     that are made. `lease` is its leave to ask the site, `settled` whether the governor knows what
-    came of that, `fresh` whether expired addresses were asked for anew.
+    came of that, `fresh` whether expired addresses were asked for anew. `thread` works on it.
     """
 
     clips: Sequence[Clip]
@@ -752,6 +783,7 @@ class _Video:
     lease: Future[None] | None = None
     settled: bool = False
     fresh: bool = False
+    thread: threading.Thread = field(default_factory=threading.current_thread)
 
     @property
     def url(self) -> str:
