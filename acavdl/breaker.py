@@ -94,7 +94,7 @@ class Answer:
     probe
         URL that it is to try, and tell of.
     over
-        Whether the run is to end: all have been held back for too long.
+        Whether its egress has been held back for so long that who waits is to end.
     """
 
     leases: int = 0
@@ -348,15 +348,16 @@ class Policy:
     def _probe(self, worker: str, egress: _Egress, wanted: int, now: float) -> Answer:
         """Return whether a worker behind an egress that is held back may probe it."""
         terms = self._terms
+        over = egress.since is not None and now - egress.since >= terms.give_up_after
         if self.over(now):
             return Answer(held=True, over=True, wait=terms.poll)
         if egress.probe is not None and now - egress.probe.begun > terms.probe_life:
             egress.probe = None
         if now < egress.until:
-            return Answer(held=True, wait=egress.until - now)
+            return Answer(held=True, over=over, wait=egress.until - now)
         if egress.probe is not None:
             # Others may not even wait for it; who probes has something to wait for.
-            return Answer(held=egress.probe.worker != worker, wait=terms.poll)
+            return Answer(held=egress.probe.worker != worker, over=over, wait=terms.poll)
         answer = self._probe_known(worker, egress, now)
         if answer is not None:
             return answer

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client, Scheduler, SchedulerPlugin, Worker
+from distributed import Client, Scheduler, SchedulerPlugin, Status, Worker
 from distributed.utils import sync
 
 from acavdl.breaker import Answer, Policy, Seen, State, Terms, Verdict
@@ -83,9 +83,9 @@ class Governor(SchedulerPlugin):
         policy, now = self._policy, self._clock()
         # A task that has fetched nothing yet knows the host alone.
         name = message["egress"] or (None if worker in self._told else message["host"])
-        if name is not None and not self._cluster:
+        if name is not None:
             self._told.add(worker)
-            policy.join(worker, name, now)
+            policy.join(worker, _CLUSTER if self._cluster else name, now)
         policy.busy(worker, message["flying"], message["wanted"])
         for kind, video, what in message["events"]:
             if kind == "worked":
@@ -185,6 +185,8 @@ class Gate:
         self._in_hand = 0
         self._held = self._draining = self._closed = False
         self._urgent = False
+        #: What is raised where a video may not be begun.
+        self._error: Exception = GivenBackError()
         self._next = 0.0
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
         self._thread.start()
@@ -196,7 +198,7 @@ class Gate:
         future: Future[None] = Future()
         with self._wake:
             if self._held or self._draining or self._closed:
-                future.set_exception(GivenBackError())
+                future.set_exception(self._error)
             elif self._in_hand and not self._waiting:
                 self._in_hand -= 1
                 self._flying[video] = time.monotonic()
@@ -259,10 +261,10 @@ class Gate:
 
     def _send_back(self, *, pending: bool = True) -> None:
         while self._waiting:
-            self._waiting.popleft()[1].set_exception(GivenBackError())
+            self._waiting.popleft()[1].set_exception(self._error)
         if pending:
             for future in self._pending.values():
-                future.set_exception(GivenBackError())
+                future.set_exception(self._error)
             self._pending.clear()
 
     def _run(self) -> None:
@@ -270,9 +272,13 @@ class Gate:
             while self._due():
                 self._talk()
             self._talk()
-        except Exception:
+        except OSError:
             # The scheduler is gone, and this worker with it before long.
             logger.debug("the governor does not answer", exc_info=True)
+        except Exception as error:
+            # What is wrong here must not look like a refusal.
+            self._error = error
+            logger.exception("the governor fails")
         with self._wake:
             self._closed = True
             self._send_back()
@@ -355,9 +361,19 @@ def gate_of(worker: Worker, probe: Callable[[str], str | None], **options: Any) 
 
     def ask(message: dict[str, Any]) -> dict[str, Any]:
         call = getattr(worker.scheduler, _ASK)
-        answer: dict[str, Any] = sync(
-            worker.loop, call, worker=worker.address, message=message, callback_timeout=_PATIENCE
-        )
+        try:
+            answer: dict[str, Any] = sync(
+                worker.loop,
+                call,
+                worker=worker.address,
+                message=message,
+                callback_timeout=_PATIENCE,
+            )
+        except RuntimeError as error:
+            if worker.status is Status.running:
+                raise
+            # As distributed says it when a worker closes.
+            raise ConnectionError(str(error)) from error
         return answer
 
     return Gate(ask, probe, **options)

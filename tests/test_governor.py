@@ -205,6 +205,16 @@ def test_a_scheduler_that_is_gone_ends_the_waiting(there: Scheduler, gate: Gate)
     assert given_back(gate.refused("v3", "bot_check"))
 
 
+def test_a_governor_that_fails_is_no_refusal(there: Scheduler, gate: Gate) -> None:
+    def wrong(told: dict[str, Any]) -> Answer:
+        raise ZeroDivisionError
+
+    there.answer = wrong
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            gate.lease("v1").result(10)
+
+
 def test_a_gate_of_a_worker_asks_its_scheduler() -> None:
     def leases() -> list[bool]:
         gate = gate_of(get_worker(), lambda _: None)

@@ -22,7 +22,7 @@ from acavdl.cluster import local_client
 from acavdl.config import Config, Distribution, Reading, Storage
 from acavdl.demo import environment
 from acavdl.driver import RunReport
-from acavdl.errors import Outcome
+from acavdl.errors import HeldBackError, Outcome
 from acavdl.sandbox import Fault, Sandbox, video_id
 
 #: The policy in a hundredth of its time and less.
@@ -186,6 +186,30 @@ def test_single_refused_videos_are_rows_and_stop_nothing(site: Sandbox, tmp_path
     assert refused["attempts"].tolist() == [2] * 4
     asked = site.stats().videos
     assert all(asked[name]["page"] >= 2 for name in refused.index)
+
+
+def test_a_lazy_frame_waits_and_gives_up(site: Sandbox, tmp_path: Path) -> None:
+    site.reset()
+    config = replace(
+        CONFIG,
+        reading=replace(CONFIG.reading, give_up_after=4.0),
+        storage=Storage(number_sample_per_shard=60),
+    )
+    with two_addresses(site) as client:
+        made = driver.plan(table(tmp_path, 60), str(tmp_path / "out"), config=config)
+        for number in (0, 1):
+            site.refuse(number, Fault.PLAYER_429)
+        try:
+            with pytest.raises(HeldBackError, match="the site refuses this address"):
+                driver.download(made, client).compute()
+        finally:
+            for number in (0, 1):
+                site.refuse(number, None)
+        # Held back for a while, it goes on where it is.
+        site.refuse(0, Fault.BOT_CHECK)
+        site.refuse(1, Fault.BOT_CHECK)
+        threading.Timer(3.0, lambda: [site.refuse(number, None) for number in (0, 1)]).start()
+        assert set(driver.download(made, client).compute()["outcome"]) == {"ok"}
 
 
 def test_a_table_of_refused_videos_alone_is_held_back(site: Sandbox, tmp_path: Path) -> None:
