@@ -536,9 +536,17 @@ def told(seen: Iterable[Seen]) -> Mapping[str, int]:
 _OPEN_HOURS = 2.0
 
 
-def shards_open(per_hour: float | None, videos: float) -> int | None:
-    """Return how many shards of so many videos may be open behind an egress; None = any number."""
-    return None if per_hour is None else max(1, int(_OPEN_HOURS * per_hour / max(videos, 1.0)))
+def shards_open(per_hour: float | None, videos: int) -> int | None:
+    """Return how many shards may be open behind an egress; None = any number.
+
+    Parameters
+    ----------
+    videos
+        Of a shard, that the rate is for.
+    """
+    if per_hour is None or not videos:
+        return None
+    return max(1, int(_OPEN_HOURS * per_hour / videos))
 
 
 def shares(

@@ -27,10 +27,11 @@ from acavdl.estimate import Estimate, estimate
 from acavdl.ledger import published_of, read_rows
 from acavdl.models import ShardReport
 from acavdl.net import Network
-from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
+from acavdl.planfile import Plan, ShardPlace, clips_of, empty_shard, read_shard
 from acavdl.planning import Made
 from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
+from acavdl.resolve import is_youtube
 from acavdl.settings import Settings, from_arguments, from_mapping, load, load_sampler
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.storage import Store
@@ -259,7 +260,7 @@ def run(
             job = _job(call, prepared, store, tmp_dir)
             _install_governor(client, config)
             places = [_place(plan, shard) for shard in chosen]
-            most = shards_open(config.reading.rate_limit, plan.videos / len(plan.sizes))
+            most = shards_open(config.reading.rate_limit, _asked_for(places[0], job))
             failed, held_back = _work_off(client, places, job, roll_up, tracker, most=most)
     left = len(missing) - len(chosen)
     return RunReport(
@@ -356,6 +357,12 @@ def _sampled(missing: list[int], sampler: str | None) -> list[int]:
     if strange:
         raise UsageError(f"reading.sampler: {sampler} returned {strange[:5]}, which is not missing")
     return chosen
+
+
+def _asked_for(place: ShardPlace, job: Job) -> int:
+    """Return how many videos of a shard the rate is for; in the others it is much the same."""
+    clips = clips_of(read_shard(place, job.store), job.extra)
+    return len({clip.video_id for clip in clips if is_youtube(clip.url)})
 
 
 def _place(plan: Plan, shard: int) -> ShardPlace:

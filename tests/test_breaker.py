@@ -327,9 +327,11 @@ def test_an_address_learnt_late_takes_what_waits_with_it() -> None:
 
 
 def test_shards_that_may_be_open() -> None:
-    assert shards_open(300.0, 1000.0) == 1
-    assert shards_open(300.0, 100.0) == 6
-    assert shards_open(None, 1000.0) is None
+    assert shards_open(300.0, 1000) == 1
+    assert shards_open(300.0, 100) == 6
+    assert shards_open(None, 1000) is None
+    # Of other sites.
+    assert shards_open(300.0, 0) is None
 
 
 def test_shards_go_where_it_is_open() -> None:
