@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 TERMS = Terms()
 #: Seconds between two looks at the egresses, at most.
 _LOOK = 1.0
+#: Seconds for a task's one row to come; whoever has it may be dead.
+_FETCH = 3.0
 #: Seconds for a worker to begin anew.
 _RESTART = 60.0
 
@@ -454,13 +456,17 @@ def _work_off(
                 for future, place in _submit(client, places, job, workers).items():
                     running[future] = (place, workers)
                     future.add_done_callback(ended.put)
-            for future in _ended(ended):
+            for future in list(_ended(ended)):
+                try:
+                    report = _report_of(future)
+                except TimeoutError:
+                    # The worker died with it: the task will run again, and end again.
+                    future.add_done_callback(ended.put)
+                    continue
                 place, _ = running.pop(future)
-                if future.status == "finished":
-                    report = report_of(future.result())
+                if report is not None:
                     _take(report, roll_up)
-                    if report.worn_out:
-                        _restart(client, report.worn_out)
+                    _restart(client, report.worn_out)
                     if report.state == "partial":
                         # Before those that are not begun: its checkpoint is of use.
                         waiting.appendleft(replace(place, slice=place.slice + 1))
@@ -480,8 +486,23 @@ def _work_off(
     return failed, False
 
 
+def _report_of(future: Future[Any]) -> ShardReport | None:
+    """Return what a task has brought; None if it failed.
+
+    Raises
+    ------
+    TimeoutError
+        If it can't be had now.
+    """
+    if future.status in ("lost", "pending"):
+        raise TimeoutError
+    return report_of(future.result(_FETCH)) if future.status == "finished" else None
+
+
 def _restart(client: Client, worker: str) -> None:
-    """Have a worker begin anew whose threads hang; its shard is in checkpoints."""
+    """Have a worker begin anew whose threads hang, if there is one: its shard is in checkpoints."""
+    if not worker:
+        return
     logger.warning("many threads of %s hang: it begins anew", worker)
     try:
         client.restart_workers([worker], timeout=_RESTART, raise_for_error=False)

@@ -188,6 +188,7 @@ def test_single_refused_videos_are_rows_and_stop_nothing(site: Sandbox, tmp_path
     assert all(asked[name]["page"] >= 2 for name in refused.index)
 
 
+@pytest.mark.slow
 def test_a_lazy_frame_waits_and_gives_up(site: Sandbox, tmp_path: Path) -> None:
     site.reset()
     config = replace(
@@ -212,6 +213,7 @@ def test_a_lazy_frame_waits_and_gives_up(site: Sandbox, tmp_path: Path) -> None:
         assert set(driver.download(made, client).compute()["outcome"]) == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_table_of_refused_videos_alone_is_held_back(site: Sandbox, tmp_path: Path) -> None:
     """Nothing tells that it is not the address."""
     names = [video_id(n, fault=Fault.BOT_CHECK) for n in range(9)]
