@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import math
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -58,6 +59,8 @@ class Budget:
         self.requests = 0
         self.bytes_received = 0
         self._cancelled = False
+        self._due = math.inf
+        self.scheduled = math.inf
         self._connections: set[Connection] = set()
         self._thread_id: int | None = None
         self._spared: frozenset[int] = frozenset()
@@ -77,6 +80,29 @@ class Budget:
     def exceeded(self) -> bool:
         """Whether the time is up (or the work was cancelled)."""
         return self.remaining <= 0.0
+
+    @property
+    def moment(self) -> float:
+        """When to strike, as things stand."""
+        return min(self.deadline, self._due)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the time is up, or that of a block `within` it."""
+        return self.exceeded or time.monotonic() >= self._due
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[Callable[[], bool]]:
+        """Shut the connections in use down if the block takes longer; the budget goes on.
+
+        It yields what tells whether it took longer.
+        """
+        due = self._due = time.monotonic() + seconds
+        _watchdog.remind(self)
+        try:
+            yield lambda: time.monotonic() >= due
+        finally:
+            self._due = math.inf
 
     def extend(self, seconds: float) -> None:
         """Add time that the work did not use (waiting that the site asked for, say)."""
@@ -150,10 +176,16 @@ class _Watchdog:
     def watch(self, budget: Budget) -> None:
         with self._wake:
             self._active.add(budget)
-            self._push(0.0 if budget.exceeded else budget.deadline, budget)
+            self._push(0.0 if budget.exceeded else budget.moment, budget)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
                 self._thread.start()
+
+    def remind(self, budget: Budget) -> None:
+        """Look after a budget at its moment, if no earlier look is planned anyway."""
+        with self._wake:
+            if budget.moment < budget.scheduled:
+                self._push(budget.moment, budget)
 
     def forget(self, budget: Budget) -> None:
         with self._wake:
@@ -170,6 +202,7 @@ class _Watchdog:
             budget.cancel()
 
     def _push(self, moment: float, budget: Budget) -> None:
+        budget.scheduled = moment
         heapq.heappush(self._heap, (moment, next(self._order), budget))
         self._wake.notify()
 
@@ -187,9 +220,9 @@ class _Watchdog:
                     _, _, budget = heapq.heappop(self._heap)
                     if budget not in self._active:
                         continue
-                    exceeded = budget.exceeded
-                    self._push(now + _STRIKE_INTERVAL if exceeded else budget.deadline, budget)
-                    if exceeded:
+                    overdue = budget.overdue
+                    self._push(now + _STRIKE_INTERVAL if overdue else budget.moment, budget)
+                    if overdue:
                         return budget
                 else:
                     # Bounded: a lock can't wait for more than some hundred years.

@@ -106,6 +106,9 @@ class Reading:
         worth; None = no limit.
     egress
         Whose address it is: each ``node`` has one of its own, or the ``cluster`` has one for all.
+    give_up_after
+        Seconds for which the site may refuse all addresses before the run ends, to be gone on with
+        another time.
     fetch
         ``ranges``: the parts of media files that clips need, where those can be told; ``whole``:
         whole files. The samples are the same.
@@ -128,6 +131,7 @@ class Reading:
     sampler: str | None = None
     rate_limit: float | None = 300.0
     egress: Literal["node", "cluster"] = "node"
+    give_up_after: float = 21_600.0
     fetch: Literal["ranges", "whole"] = "ranges"
     extraction: Literal["full", "light"] = "full"
     retries: int = 2

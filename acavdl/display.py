@@ -16,6 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from acavdl.breaker import State
 from acavdl.errors import Outcome, Scope
 from acavdl.estimate import Estimate
 from acavdl.planfile import Plan
@@ -28,6 +29,8 @@ Mode = Literal["auto", "plain", "json", "quiet"]
 _REJECTED_SHOWN = 5
 #: Machines that are listed, and characters of a message.
 _HOSTS_SHOWN, _DETAIL_SHOWN = 8, 200
+#: Refused addresses that are named at the end.
+_REFUSED_SHOWN = 3
 
 #: Seconds between two pictures of the live display, and between two plain lines.
 _LIVE_INTERVAL, _LINE_INTERVAL = 0.5, 5.0
@@ -136,11 +139,39 @@ def render(snapshot: Snapshot) -> RenderableType:
         f"ETA {duration(snapshot.eta)}"
     )
     held = [] if snapshot.held_back is None else [Text(_held(snapshot.held_back), style="cyan")]
+    if snapshot.refused:
+        held.append(Text(_egresses(snapshot), style="bold red"))
     return Group(bar, rates, time, *held, outcomes(snapshot))
 
 
 def _held(seconds: float) -> str:
     return f"held back by the rate limit: next video in {duration(seconds)}"
+
+
+def _egresses(snapshot: Snapshot) -> str:
+    """Return how many addresses are open, cooling and blocked; why, and when one is tried next."""
+    why = ", ".join(sorted({str(each.outcome) for each in snapshot.refused}))
+    left = min(each.opens_in or 0.0 for each in snapshot.refused)
+    return f"addresses: {_states(snapshot)} ({why}); next try in {duration(left)}"
+
+
+def _states(snapshot: Snapshot) -> str:
+    return ", ".join(
+        f"{snapshot.egresses[state]} {state}" for state in State if state in snapshot.egresses
+    )
+
+
+def refused(snapshot: Snapshot) -> str:
+    """Return the line that a run ends with that was held back for too long."""
+    shown = [
+        f"{each.egress} ({each.outcome}, for {duration(each.held_for)})"
+        for each in snapshot.refused[:_REFUSED_SHOWN]
+    ]
+    more = len(snapshot.refused) - len(shown)
+    return (
+        f"Held back by the site: it refuses {', '.join(shown)}{f' and {more} more' if more else ''}"
+        ". What is made is kept; the same command goes on, in some hours or days."
+    )
 
 
 def outcomes(snapshot: Snapshot) -> RenderableType:
@@ -168,6 +199,9 @@ def as_line(snapshot: Snapshot) -> str:
         )
     else:
         speed = f"rate limit, next in {duration(snapshot.held_back)}"
+    if snapshot.refused:
+        # More would not fit.
+        speed = f"IPs: {_states(snapshot)}"
     return f"{snapshot.done}/{snapshot.total} clips, {failed} failed: {speed}"
 
 

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
@@ -20,21 +20,23 @@ import pandas as pd
 from distributed import Client, Future, futures_of, get_client
 
 from acavdl import governor, shard
+from acavdl.breaker import Terms, shards_open, shares
 from acavdl.cluster import Workers, local_client, process_count
 from acavdl.config import Config, IncrementalMode, TableOptions, Tracking
-from acavdl.display import Display, Mode, planned, say, summary
+from acavdl.display import Display, Mode, planned, refused, say, summary
 from acavdl.ending import Ending, ask_to_end
-from acavdl.errors import AcavdlError, ClusterError, Outcome, ShardError, UsageError
+from acavdl.errors import AcavdlError, ClusterError, HeldBackError, Outcome, ShardError, UsageError
 from acavdl.estimate import Estimate, estimate
 from acavdl.ledger import published_of, read_rows
 from acavdl.models import ShardReport
 from acavdl.net import Network
 from acavdl.nodes import JobShape, allocation_workers, job_shape, slurm_workers
-from acavdl.planfile import Plan, ShardPlace, empty_shard, read_shard
+from acavdl.planfile import Plan, ShardPlace, clips_of, empty_shard, read_shard
 from acavdl.planning import Made
 from acavdl.prepare import Prepared, prepare
 from acavdl.progress import TOPIC, RollUp, ShardProgress, Snapshot
 from acavdl.removal import finish
+from acavdl.resolve import is_youtube
 from acavdl.settings import Settings, from_arguments, from_mapping, load, load_sampler
 from acavdl.shard import REPORT, Job, process_shard, report_of
 from acavdl.slurm import check_commands, check_script
@@ -44,12 +46,18 @@ from acavdl.writer import schema_of
 
 logger = logging.getLogger(__name__)
 
+#: The breaker's numbers; rate and patience are settings.
+TERMS = Terms()
 #: Exit code of a run that was ended before its end, and goes on with the same command.
 INTERRUPTED = 130
-#: Seconds between two looks at whether a run is to end, and that its workers get to save.
-_LOOK, _PATIENCE = 0.5, 30.0
-#: Seconds that a worker gets to hand over its report.
-_ANSWER = 5.0
+#: Seconds between two looks at egresses and whether a run is to end, at most.
+_LOOK = 0.5
+#: Seconds that workers get to save what they have.
+_PATIENCE = 30.0
+#: Seconds for a task's one row to come; whoever has it may be dead.
+_FETCH = 3.0
+#: Seconds for a worker to begin anew.
+_RESTART = 60.0
 
 #: How many nodes of Slurm: jobs to submit, or those of the job that this process runs in.
 Nodes = int | Literal["allocation"]
@@ -116,6 +124,8 @@ class RunReport:
         Shards that `reading.sampler` left for another run.
     ended
         Why the run has ended before all was made (`max_hours`, `max_bytes`, ``acavdl stop``).
+    held_back
+        Whether the site held all egresses back for too long: the same call goes on another time.
     """
 
     output_folder: str
@@ -124,6 +134,7 @@ class RunReport:
     made: Made | None = None
     left: int = 0
     ended: str | None = None
+    held_back: bool = False
 
     @property
     def successes(self) -> int:
@@ -194,8 +205,8 @@ def download(plan: PlanReport, client: Client | None = None) -> Any:
             raise UsageError(
                 "acavdl.download works on a Dask client: begin with distributed.Client()"
             ) from error
-    job = replace(plan.job, run=_run_id())
-    governor.install(client, job.config.reading.rate_limit)
+    job = replace(plan.job, run=_run_id(), hands_back=False)
+    _install_governor(client, job.config)
     places = [place_of(plan.plan, shard) for shard in range(len(plan.plan.sizes))]
     frame = dd.from_map(_clips_of_shard, places, job=job, meta=empty_shard())
     empty = schema_of(job.layout).empty_table().to_pandas(types_mapper=pd.ArrowDtype)
@@ -206,6 +217,8 @@ def _results_of_shard(clips: pd.DataFrame, job: Job) -> pd.DataFrame:
     report = report_of(process_shard(clips, job))
     while report.state == "partial":
         shard.check_going_on()
+        if report.held_back:
+            raise HeldBackError("the site refuses this address; compute the frame another time")
         report = report_of(process_shard(clips, job))
     return read_rows(job.store, report.shard, job.config.storage.oom_shard_count)
 
@@ -335,17 +348,19 @@ def make_shards(
         )
         failed: Mapping[int, str] = {}
         ended: str | None = None
+        held_back = False
         if chosen and workers is not None:
             job = replace(job, tmp_dir=tmp_dir, run=_run_id())
-            governor.install(workers.client, config.reading.rate_limit)
+            _install_governor(workers.client, config)
             places = [place_of(plan, shard) for shard in chosen]
             ending = Ending(store, config.limits, lambda: roll_up.snapshot().bytes_fetched)
-            working = _Working(workers, job, roll_up, tracker)
+            most = shards_open(config.reading.rate_limit, _asked_for(places[0], job))
+            working = _Working(workers, job, roll_up, tracker, most=most)
             with ending.watched():
                 working.work_off(places, ending)
-            failed, ended = working.failed, ending.reason
+            failed, ended, held_back = working.failed, ending.reason, working.held_back
     left = len(missing) - len(chosen)
-    return RunReport(str(store), roll_up.snapshot(), failed, made, left, ended)
+    return RunReport(str(store), roll_up.snapshot(), failed, made, left, ended, held_back)
 
 
 def dry_run(
@@ -503,6 +518,12 @@ def _sampled(missing: list[int], sampler: str | None) -> list[int]:
     return chosen
 
 
+def _asked_for(place: ShardPlace, job: Job) -> int:
+    """Return how many videos of a shard the rate is for; in the others it is much the same."""
+    clips = clips_of(read_shard(place, job.store), job.extra)
+    return len({clip.video_id for clip in clips if is_youtube(clip.url)})
+
+
 def place_of(plan: Plan, shard: int) -> ShardPlace:
     """Return where a plan has a shard."""
     return ShardPlace(shard, *plan.place(shard))
@@ -528,6 +549,9 @@ def tell(report: RunReport) -> int:
             report.snapshot, report.output_folder, report.failed_shards, report.made, report.left
         )
     )
+    if report.held_back:
+        say(refused(report.snapshot))
+        return HeldBackError.exit_code
     if report.ended is not None:
         say(f"ended before its end: {report.ended}. The same command goes on")
         return INTERRUPTED
@@ -587,98 +611,125 @@ def _clips_of_shard(place: ShardPlace, job: Job) -> pd.DataFrame:
 class _Working:
     """The shards of a run on their way through Dask.
 
+    Parameters
+    ----------
+    most
+        Shards that may be open behind an egress; None = any number.
+
     Attributes
     ----------
     failed
         Cause of failure by shard.
+    held_back
+        Whether the site held all egresses back for too long.
     """
 
-    def __init__(self, workers: Workers, job: Job, roll_up: RollUp, tracker: Tracker) -> None:
+    def __init__(
+        self, workers: Workers, job: Job, roll_up: RollUp, tracker: Tracker, *, most: int | None
+    ) -> None:
         self._workers, self._client, self._job = workers, workers.client, job
-        self._roll_up, self._tracker = roll_up, tracker
-        self._running: dict[Future[Any], ShardPlace] = {}
+        self._roll_up, self._tracker, self._most = roll_up, tracker, most
+        self._waiting: deque[ShardPlace] = deque()
+        self._running: dict[Future[Any], tuple[ShardPlace, tuple[str, ...]]] = {}
         self._over: SimpleQueue[Future[Any]] = SimpleQueue()
         self.failed: dict[int, str] = {}
+        self.held_back = False
 
     def work_off(self, shards: Sequence[ShardPlace], ending: Ending) -> None:
-        """Have the shards made, `subjob_size` at a time, or as many as there is time for."""
-        size = self._job.config.distribution.subjob_size
+        """Have the shards made, each behind an egress that is open, while there is time."""
+        self._waiting.extend(shards)
         with _progress_from(self._client, self._roll_up):
             try:
-                for begin in range(0, len(shards), size):
-                    self._submit(shards[begin : begin + size])
-                    self._follow(ending, behind=max(0, len(shards) - begin - size))
+                while (self._waiting or self._running) and ending.reason is None:
+                    self._hand_out()
+                    if self.held_back:
+                        return
+                    self._take_those_over()
+                    self._workers.need(len(self._running) + len(self._waiting))
+                    self._workers.check()
             except KeyboardInterrupt:
                 self._end("interrupted")
                 raise
             if ending.reason is not None:
                 self._end(ending.reason)
 
-    def _submit(self, places: Sequence[ShardPlace]) -> None:
-        futures = futures_of(self._client.persist(shard_frame(places, self._job)))
-        self._running |= zip(futures, places, strict=True)
-        for future in futures:
+    def _hand_out(self) -> None:
+        look = governor.look(self._client)
+        self._roll_up.egresses(look.egresses)
+        self.held_back = look.over and not self._running
+        if look.over:
+            return
+        room = self._job.config.distribution.subjob_size - len(self._running)
+        behind = [workers for _, workers in self._running.values()]
+        room = min(room, len(self._waiting))
+        for workers, count in shares(look.egresses, behind, self._most, room):
+            self._submit([self._waiting.popleft() for _ in range(count)], workers)
+
+    def _submit(self, places: Sequence[ShardPlace], workers: tuple[str, ...]) -> None:
+        # Where all of these are gone, any other will do.
+        frame = self._client.persist(
+            shard_frame(places, self._job), workers=list(workers), allow_other_workers=True
+        )
+        for future, place in zip(futures_of(frame), places, strict=True):
+            self._running[future] = (place, workers)
             future.add_done_callback(self._over.put)
 
-    def _follow(self, ending: Ending, behind: int) -> None:
-        while self._running and ending.reason is None:
-            self._take_one()
-            self._workers.need(len(self._running) + behind)
-            self._workers.check()
+    def _take_those_over(self) -> None:
+        """Take the tasks that have ended, after at most `_LOOK` seconds without any."""
+        with contextlib.suppress(Empty):
+            self._take(self._over.get(timeout=_LOOK))
+            while True:
+                self._take(self._over.get_nowait())
 
-    def _take_one(self, *, more: bool = True) -> None:
-        """Take the next result that there is within a moment, and have made what needs `more`."""
-        try:
-            future = self._over.get(timeout=_LOOK)
-        except Empty:
+    def _take(self, future: Future[Any]) -> None:
+        if future not in self._running:
+            # It was given up.
             return
-        place = self._running.pop(future, None)
-        if place is None:
-            return
-        again = None
-        if future.status == "finished":
-            again = self._finished(future, place)
-        elif more:
-            again = self._failed(future, place)
-        future.release()
-        if again is not None and more:
-            self._submit([again])
-
-    def _finished(self, future: Future[Any], place: ShardPlace) -> ShardPlace | None:
         try:
-            report = report_of(future.result(_ANSWER))
+            report = _report_of(future)
         except TimeoutError:
-            # It is with a worker that died just now. Another task reads what the shard's files say.
-            return replace(place, slice=place.slice + 1)
-        _take(report, self._roll_up)
-        if report.state == "partial":
-            return replace(place, slice=place.slice + 1)
-        self._tracker.shard_finished(report)
-        return None
+            # The worker died with it: the task will run again, and end again.
+            future.add_done_callback(self._over.put)
+            return
+        place, _ = self._running.pop(future)
+        if report is None:
+            self._note_failure(future, place)
+        else:
+            self._note(report, place)
+        future.release()
 
-    def _failed(self, future: Future[Any], place: ShardPlace) -> ShardPlace | None:
+    def _note(self, report: ShardReport, place: ShardPlace) -> None:
+        _take(report, self._roll_up)
+        _restart(self._client, report.worn_out)
+        if report.state == "partial":
+            # Before those that are not begun: its checkpoint is of use.
+            self._waiting.appendleft(replace(place, slice=place.slice + 1))
+        else:
+            self._tracker.shard_finished(report)
+
+    def _note_failure(self, future: Future[Any], place: ShardPlace) -> None:
         error = future.exception() if future.status == "error" else None
         cause = f"{type(error).__name__}: {error}" if error else str(future.status)
         self._roll_up.drop(place.shard)
         if error and place.attempt < self._job.config.distribution.max_shard_retry:
             logger.warning("shard %05d is tried again: %s", place.shard, cause)
-            return replace(place, attempt=place.attempt + 1)
-        self.failed[place.shard] = cause
-        logger.error("shard %05d failed: %s", place.shard, cause)
-        return None
+            self._waiting.appendleft(replace(place, attempt=place.attempt + 1))
+        else:
+            self.failed[place.shard] = cause
+            logger.error("shard %05d failed: %s", place.shard, cause)
 
     def _end(self, reason: str) -> None:
         """Have open shards saved; what has not begun never does."""
         logger.warning("%s: open shards are saved (Ctrl-C ends at once)", reason)
         at_work = {key for keys in self._client.processing().values() for key in keys}
-        waiting = [future for future in self._running if future.key not in at_work]
-        self._client.cancel(waiting)
-        self._tell_workers(shard.stop)
-        for future in waiting:
+        given_up = [future for future in self._running if future.key not in at_work]
+        for future in given_up:
             self._running.pop(future)
+        self._client.cancel(given_up)
+        self._tell_workers(shard.stop)
         end = time.monotonic() + _PATIENCE
         while self._running and time.monotonic() < end:
-            self._take_one(more=False)
+            self._take_those_over()
         # They may be the user's own, who goes on with them.
         self._tell_workers(shard.go_on)
 
@@ -689,6 +740,37 @@ class _Working:
         )
         calling.start()
         calling.join(_LOOK)
+
+
+def _report_of(future: Future[Any]) -> ShardReport | None:
+    """Return what a task has brought; None if it failed.
+
+    Raises
+    ------
+    TimeoutError
+        If it can't be had now.
+    """
+    if future.status in ("lost", "pending"):
+        raise TimeoutError
+    return report_of(future.result(_FETCH)) if future.status == "finished" else None
+
+
+def _restart(client: Client, worker: str) -> None:
+    """Have a worker begin anew whose threads hang, if there is one: its shard is in checkpoints."""
+    if not worker:
+        return
+    logger.warning("many threads of %s hang: it begins anew", worker)
+    try:
+        client.restart_workers([worker], timeout=_RESTART, raise_for_error=False)
+    except ValueError:
+        # Nobody is there who could start another process, or it is gone already.
+        logger.warning("worker %s can't be started again", worker)
+
+
+def _install_governor(client: Client, config: Config) -> None:
+    reading = config.reading
+    terms = replace(TERMS, per_hour=reading.rate_limit, give_up_after=reading.give_up_after)
+    governor.install(client, terms, cluster=reading.egress == "cluster")
 
 
 def _take(report: ShardReport, roll_up: RollUp) -> None:
@@ -705,14 +787,8 @@ def _progress_from(client: Client, roll_up: RollUp) -> Iterator[None]:
     def take(event: tuple[float, Mapping[str, Any]]) -> None:
         roll_up.update(ShardProgress.from_message(event[1]))
 
-    def hold_back(event: tuple[float, Mapping[str, Any]]) -> None:
-        roll_up.hold_back(event[1]["egress"], event[1]["seconds"])
-
-    handlers = {TOPIC: take, governor.TOPIC: hold_back}
-    for topic, handler in handlers.items():
-        client.subscribe_topic(topic, handler)
+    client.subscribe_topic(TOPIC, take)
     try:
         yield
     finally:
-        for topic in handlers:
-            client.unsubscribe_topic(topic)
+        client.unsubscribe_topic(TOPIC)

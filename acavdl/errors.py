@@ -165,5 +165,11 @@ class StorageError(AcavdlError):
     """The store cannot be read or written; never charged to a clip."""
 
 
+class HeldBackError(AcavdlError):
+    """The site refused all addresses for too long; another time the same run goes on."""
+
+    exit_code = 6
+
+
 class ShardError(AcavdlError):
     """Some shards could not be finished (storage or a bug); the others are published."""

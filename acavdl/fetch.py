@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import re
@@ -21,7 +22,9 @@ from acavdl.net import Network
 
 #: Larger ranges are throttled by the site (yt-dlp's own downloader asks for as much).
 CHUNK_BYTES = 10 << 20
-_PIECE_BYTES = 1 << 18
+#: Read at once, and seconds for that: 13 kB/s are the least rate that is not given up, for another
+#: connection.
+_PIECE_BYTES, _WINDOW = 1 << 18, 20.0
 _MAX_REDIRECTS = 5
 #: Bytes of a file that are held in memory, at most; whole files go to the disk.
 MOST_HELD = 64 << 20
@@ -311,11 +314,28 @@ def _copy(answer: urllib3.BaseHTTPResponse, file: BinaryIO, expected: int | None
 
 
 def _pieces(answer: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
-    try:
-        while piece := answer.read(_PIECE_BYTES):
-            yield piece
-    except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise _network_error(error) from error
+    while piece := _piece(answer):
+        yield piece
+
+
+def _never() -> bool:
+    return False
+
+
+def _piece(answer: urllib3.BaseHTTPResponse) -> bytes:
+    budget = Budget.current()
+    with contextlib.nullcontext(_never) if budget is None else budget.within(_WINDOW) as too_slow:
+        try:
+            piece: bytes = answer.read(_PIECE_BYTES)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            if not too_slow():
+                raise _network_error(error) from error
+        else:
+            # What was cut off may look like the end of a body.
+            if not too_slow():
+                return piece
+    rate = _PIECE_BYTES / _WINDOW / 1000
+    raise _TransientError(Outcome.TIMEOUT, f"media came at less than {rate:.0f} kB/s")
 
 
 def _finish(answer: urllib3.BaseHTTPResponse) -> None:

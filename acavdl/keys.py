@@ -306,6 +306,13 @@ KEYS: tuple[Key, ...] = (
         "Whose address the rate counts for: node, or cluster (one NAT for all).",
     ),
     Key(
+        "reading.give_up_after",
+        "reading",
+        "give_up_after",
+        _positive,
+        "Seconds of refusal at all addresses after which the run ends (exit code 6).",
+    ),
+    Key(
         "reading.fetch",
         "reading",
         "fetch",

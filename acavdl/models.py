@@ -202,9 +202,11 @@ class ShardReport:
     """What one shard task tells the driver; the truth itself is on disk.
 
     `state` is ``done`` (published by this task), ``present`` (found published) or ``partial`` (its
-    slice was over: another task goes on). `clips` are the
+    slice was over, or it was held back: another task goes on). `clips` are the
     rows of its parquet: more than were planned where subtitles become clips. `counts` maps
-    outcomes to clips; `bytes_fetched` and `bytes_stored` are bytes, `seconds` wall seconds.
+    outcomes to clips; `bytes_fetched` and `bytes_stored` are bytes, `seconds` wall seconds;
+    `held_back` tells whether the site keeps its egress from going on; `worn_out`
+    is the address of a worker that is to begin anew: many of its threads hang.
     """
 
     shard: int
@@ -215,3 +217,5 @@ class ShardReport:
     bytes_stored: int
     seconds: float
     host: str
+    held_back: bool = False
+    worn_out: str = ""

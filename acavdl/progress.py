@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from acavdl.breaker import Seen, State, told
 from acavdl.errors import Outcome
 
 #: Topic of the messages from workers to the driver.
@@ -65,6 +66,11 @@ class Snapshot:
         Clips finished OK by this run, without those of earlier ones.
     held_back
         Seconds until the rate allows the next video; None where it holds nobody back.
+    egresses
+        How many egress addresses are ``open``, ``cooling`` (refused: nothing is asked) and
+        ``blocked`` (what probed them was refused, too).
+    refused
+        Those that are not open.
     eta
         Seconds left at the rate of this run; None before there is one.
     """
@@ -83,6 +89,8 @@ class Snapshot:
     eta: float | None
     successes_now: int = 0
     held_back: float | None = None
+    egresses: Mapping[str, int] = field(default_factory=dict)
+    refused: Sequence[Seen] = ()
 
 
 class RollUp:
@@ -117,7 +125,7 @@ class RollUp:
         self._shards_done: set[int] = set()
         self._to_do = sum(sizes)
         self._now: dict[int, ShardProgress] = {}
-        self._held_until: dict[str, float] = {}
+        self._egresses: Sequence[Seen] = ()
         self._history: deque[tuple[float, int, int, int]] = deque([(self._started, 0, 0, 0)])
         self._lock = threading.Lock()
 
@@ -150,10 +158,10 @@ class RollUp:
         with self._lock:
             self._now.pop(shard, None)
 
-    def hold_back(self, egress: str, seconds: float) -> None:
-        """Note that the governor has no lease for an egress for so many seconds."""
+    def egresses(self, seen: Sequence[Seen]) -> None:
+        """Note how the egresses are, as the governor says about once a second."""
         with self._lock:
-            self._held_until[egress] = self._clock() + seconds
+            self._egresses = seen
 
     def snapshot(self) -> Snapshot:
         """Return the run as it is now."""
@@ -204,5 +212,7 @@ class RollUp:
             megabytes_per_second=max(0, fetched - fetched_then) / span / 1e6,
             eta=left * elapsed / finished if finished and left > 0 else (None if left else 0.0),
             successes_now=ok,
-            held_back=min((t - now for t in self._held_until.values() if t > now), default=None),
+            held_back=min(filter(None, (each.next_lease for each in self._egresses)), default=None),
+            egresses=told(self._egresses),
+            refused=[each for each in self._egresses if each.state is not State.OPEN],
         )

@@ -236,6 +236,9 @@ class _Extractor(YoutubeDL):  # type: ignore[misc]
             "skip_download": True,
             # A made-up address in a header would be a way round a refusal.
             "geo_bypass": False,
+            # It tries pages again by itself, at once if nobody tells it to wait.
+            "extractor_retries": reading.retries,
+            "retry_sleep_functions": {"extractor": _wait_before},
             # Some extractors ask for a list of subtitles only then; YouTube's tells what it had to
             # leave out. Automatic ones are in its list anyway, without their many translations.
             "writesubtitles": reading.writesubtitles is not None,
@@ -327,6 +330,11 @@ class _Extractor(YoutubeDL):  # type: ignore[misc]
     def headers_for(self, entry: Mapping[str, Any]) -> dict[str, str]:
         """Return the headers that go with a format's media URL."""
         return {**self.params["http_headers"], **(entry.get("http_headers") or {})}
+
+
+def _wait_before(n: int) -> None:
+    """Wait before the try behind `n` others, within the budget: yt-dlp itself need not."""
+    back_off(n)
 
 
 def _extractor_args(reading: Reading) -> dict[str, Any]:

@@ -45,7 +45,6 @@ _NOT_SUPPORTED = {
     f"{_YT}.yt_metadata_args": "get_info and subtitles are what it knows",
     _YT: "sizes and metadata; options for yt-dlp go under reading.ytdlp",
     "stage": "acavdl downloads; the other stages are the reference's",
-    "reading.give_up_after": "not yet: a refusal does not stop a run",
 }
 _SECTIONS = ("subsampling", "reading", "storage", "distribution")
 _SECTION_TYPES: dict[str, Callable[..., Any]] = {

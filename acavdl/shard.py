@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -23,20 +23,21 @@ from typing import Any
 import orjson
 import pandas as pd
 import pyarrow.parquet as pq
-from distributed import get_worker
+from distributed import Worker, get_worker
 
+from acavdl.breaker import Verdict
 from acavdl.budget import Budget, cancel_all
 from acavdl.config import CaptionFrom, Clipping, Config, Reading
 from acavdl.cut import CutForm, cut_chosen, cut_files
-from acavdl.errors import ClipError, Outcome, Retry, StorageError
+from acavdl.errors import ClipError, Outcome, Retry, Scope, StorageError
 from acavdl.fetch import NoRangesError, RemoteFile, fetch_file
-from acavdl.governor import wait_for_lease
-from acavdl.inflight import Step, StoppedError, Work, in_order
+from acavdl.governor import Gate, gate_of
+from acavdl.inflight import Crew, Step, StoppedError, Work, in_order
 from acavdl.journal import Journal, Resumed
 from acavdl.ledger import Published, published, shard_name
 from acavdl.media import File, LocalFile, Media
 from acavdl.models import Clip, ClipResult, Cut, Line, ShardReport, Source, Stream
-from acavdl.mp4 import BrokenError, UnsupportedError
+from acavdl.mp4 import BrokenError, UnsupportedError, Want
 from acavdl.net import Network
 from acavdl.pick import Chosen, Span, choose_clips, choose_sound
 from acavdl.planfile import by_video, clips_of
@@ -68,6 +69,10 @@ _GROUP = 16
 _GC_THRESHOLD = (50_000, 20, 50)
 #: Seconds that a site may ask to wait before its media are there.
 _LONGEST_WAIT = 600.0
+#: Threads that hang, from which on the process hands its shard back and makes room for a new one.
+_MOST_HANGING = 8
+#: Bytes of media that a probe of a refused address takes.
+_PROBE_BYTES = 1024
 #: Clips that the subtitles of one video may become: a line for each second of a day.
 _MOST_LINES = 86_400
 
@@ -81,11 +86,23 @@ REPORT = {
     "bytes_stored": "int64",
     "seconds": "float64",
     "host": "object",
+    "held_back": "bool",
+    "worn_out": "object",
 }
 
 
 #: Set while this process is to end its work (see `stop`).
 _stopping = threading.Event()
+
+
+#: Threads that were left behind.
+_hanging: list[threading.Thread] = []
+
+
+def worn_out() -> bool:
+    """Whether so many threads hang that this process had better be replaced."""
+    _hanging[:] = [thread for thread in _hanging if thread.is_alive()]
+    return len(_hanging) >= _MOST_HANGING
 
 
 def stop() -> None:
@@ -126,6 +143,8 @@ class Job:
         The additional columns: their types by name (see `acavdl.writer.Layout`).
     run
         Tells the tasks of one run from those of another on the same scheduler.
+    hands_back
+        Whether a shard goes back to the driver while its egress is held back; else its task waits.
     """
 
     output_folder: str
@@ -135,6 +154,7 @@ class Job:
     caption_from: CaptionFrom | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
     run: str = ""
+    hands_back: bool = True
 
     @property
     def store(self) -> Store:
@@ -172,15 +192,20 @@ def process_shard(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
     OSError
         If the local disk can't be.
     """
-    return _as_row(make_shard(clips_of(frame, job.extra), job))
+    report = make_shard(clips_of(frame, job.extra), job)
+    worker = _worker(needed=False)
+    if worker is not None and worn_out():
+        report = replace(report, worn_out=worker.address)
+    return _as_row(report)
 
 
 def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
     """Make the shard that `clips` (all of one shard, in order) stand for, and publish it.
 
     It goes on behind the last checkpoint of any task on this shard. Where there can be checkpoints,
-    it begins no other video when `distribution.slice` is over, and returns with a ``partial`` one;
-    so it does at once, wherever it stands, when the process is told to `stop`.
+    it begins no other video when `distribution.slice` is over, or its egress is held back, and
+    returns with a ``partial`` one; so it does at once, wherever it stands, when the process is told
+    to `stop`.
     """
     shard, begun = clips[0].shard, time.monotonic()
     store, host = job.store, socket.gethostname()
@@ -197,11 +222,12 @@ def make_shard(clips: Sequence[Clip], job: Job) -> ShardReport:
         stack.enter_context(journal.begun(job.run, int(resumed.state.get("done", 0))))
         samples = stack.enter_context(_sample_writer(job, name, journal, resumed))
         made = _Open(clips, job, samples, journal, resumed)
-        with _rare_collections(), _Maker(job, removed) as maker:
+        hands_back = job.hands_back and samples.keeps
+        with _rare_collections(), _Maker(job, removed, hands_back=hands_back) as maker:
             made.work_off(maker)
         if made.done < len(clips):
             made.save()
-            return made.report("partial")
+            return replace(made.report("partial"), held_back=maker.held_back)
         samples.close()
         parquet = stack.enter_context(store.stage(f"{name}.parquet"))
         pq.write_table(parquet_table(made.rows, layout), parquet)
@@ -319,7 +345,7 @@ class _Open:
         def over() -> bool:
             # However short a slice is, it makes something.
             late = time.monotonic() > ends_at and len(self.rows) > before
-            return self._samples.keeps and late
+            return self._samples.keeps and (late or worn_out())
 
         left = self._clips[self.done :]
         places = {clip.row: place for place, clip in enumerate(left, start=self.done)}
@@ -445,28 +471,45 @@ class _Counter:
 class _Maker:
     """Turns the videos of a shard into results, with `thread_count` of them in flight."""
 
-    def __init__(self, job: Job, removed: Set[str] = frozenset()) -> None:
+    def __init__(
+        self, job: Job, removed: Set[str] = frozenset(), *, hands_back: bool = True
+    ) -> None:
         self._job, self._removed = job, removed
         self._reading = _needed(job.config)
         self._threads = job.config.distribution.thread_count
-        # Known to the task's own thread alone.
-        self._worker = None if self._reading.rate_limit is None else get_worker()
-        self._egress = "cluster" if self._reading.egress == "cluster" else socket.gethostname()
         self._network = Network(self._reading.ytdlp.get("proxy"))
         self._resolver = Resolver(self._network, self._reading, job.config.output.encode_formats)
         config = job.config
         self._form = CutForm(config.output.encode_formats, config.audio, config.clipping.precision)
         self._folder = tempfile.TemporaryDirectory(prefix="acavdl-", dir=job.tmp_dir)
-        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="video")
+        self._pool = Crew(self._threads)
+        self._busy: set[_Video] = set()
+        # The worker is known to the task's own thread alone.
+        worker = _worker(needed=self._reading.rate_limit is not None)
+        self._gate: Gate | None = None
+        if worker is not None:
+            # With a rate, what is not used here is missing elsewhere.
+            spare = self._threads if self._reading.rate_limit is None else 0
+            self._gate = gate_of(worker, self._probe, spare=spare, hands_back=hands_back)
 
     def __enter__(self) -> _Maker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Whatever is still on its way stands behind what is left for another task.
+        for video in tuple(self._busy):
+            video.budget.cancel()
+        if self._gate is not None:
+            self._gate.close()
         self._pool.shutdown(cancel_futures=True)
         self._resolver.close()
         self._network.close()
         self._folder.cleanup()
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the site may not be asked for now."""
+        return self._gate is not None and self._gate.held
 
     def results(
         self, videos: Iterable[list[Clip]], draining: Callable[[], bool]
@@ -475,25 +518,38 @@ class _Maker:
 
         Videos begin in that order, too; those that finish early wait, and `_AHEAD` × threads clips
         are begun before the earliest is written, at most. When `draining` tells so, no other one is
-        begun.
+        begun, and those that wait for a lease are left. One that the site holds back ends it.
         """
         timeout = self._reading.timeout
+
+        def ends() -> bool:
+            ending = draining()
+            if ending and self._gate is not None:
+                self._gate.drain()
+            return ending
+
         works = (
             Work(
-                functools.partial(self._turn, _Video(clips, Budget(timeout * len(clips)))),
-                min(_weight(clips), _GROUP),
+                functools.partial(self._turn, video),
+                min(_weight(video.clips), _GROUP),
+                functools.partial(self._late, video),
             )
-            for clips in videos
+            for video in (_Video(clips, Budget(timeout * len(clips))) for clips in videos)
         )
         limit = _AHEAD * self._threads
-        yield from in_order(self._pool, works, limit, _stopping, draining)
+        yield from in_order(self._pool, works, limit, _stopping, ends)
 
     def _turn(self, video: _Video) -> Step[ClipResult]:
         """Go on with a video until its next clips are made, or the site asks to wait."""
         # What passed since the last turn is no time of the clips.
         video.budget.extend(time.monotonic() - video.paused)
-        with video.budget.scope():
-            step = self._next_step(video)
+        video.thread = threading.current_thread()
+        self._busy.add(video)
+        try:
+            with video.budget.scope():
+                step = self._next_step(video)
+        finally:
+            self._busy.discard(video)
         video.paused = time.monotonic()
         if step.more is None and video.folder is not None:
             shutil.rmtree(video.folder, ignore_errors=True)
@@ -501,6 +557,10 @@ class _Maker:
 
     def _next_step(self, video: _Video) -> Step[ClipResult]:
         while True:
+            if video.source is None and not self._has_lease(video):
+                return Step((), functools.partial(self._turn, video), after=video.lease)
+            if _stopping.is_set():
+                raise StoppedError
             try:
                 if video.source is None:
                     video.source = self._look_up(video)
@@ -511,12 +571,11 @@ class _Maker:
                 with _timed(video.seconds, "fetch"):
                     cuts = self._fetch(video, video.source, group)
             except ClipError as error:
-                failed = _in_time(error, video.budget)
-                # A refused media URL may have expired: one fresh extraction tells.
-                if failed.outcome is Outcome.HTTP_403_MEDIA and video.attempt == 1:
-                    video.attempt, video.source, video.parts = 2, None, None
+                step = self._failed(video, _in_time(error, video.budget))
+                if step is None:
                     continue
-                return Step(_failures(video, failed))
+                return step
+            self._settle(video, video.source)
             made = ClipResult(
                 group[0],
                 Outcome.OK,
@@ -537,13 +596,90 @@ class _Maker:
                 return Step(results)
             return Step(results, functools.partial(self._turn, video))
 
+    def _late(self, video: _Video) -> Sequence[ClipResult] | None:
+        """Give a video up whose thread hangs: it is over its time by that much again."""
+        allowance = self._reading.timeout * len(video.clips)
+        if video not in self._busy or time.monotonic() < video.budget.deadline + allowance:
+            return None
+        self._busy.discard(video)
+        self._settle(video)
+        _hanging.append(video.thread)
+        logger.warning("a thread hangs on %s and is left behind", video.url)
+        hangs = ClipError(Outcome.TIMEOUT, "it hung: neither sockets nor processes end it")
+        return _failures(video, hangs)
+
+    def _has_lease(self, video: _Video) -> bool:
+        """Ask for leave to look the video up, where it takes one; tell whether it is there.
+
+        Raises
+        ------
+        GivenBackError
+            If the video goes back.
+        """
+        if self._gate is None or not is_youtube(video.url):
+            return True
+        if video.lease is None:
+            video.lease = self._gate.lease(video.url)
+        if not video.lease.done():
+            return False
+        video.lease.result()
+        return True
+
+    def _failed(self, video: _Video, failed: ClipError) -> Step[ClipResult] | None:
+        """Return what becomes of a video that failed; None = it begins again."""
+        if self._gate is not None and video.lease is not None:
+            if failed.outcome.scope is Scope.EGRESS:
+                verdict = self._gate.refused(video.url, failed.outcome)
+                turn = functools.partial(self._judged, video, failed, verdict)
+                return Step((), turn, after=verdict)
+            self._settle(video)
+        # A refused media URL may have expired: one fresh extraction tells.
+        if failed.outcome is Outcome.HTTP_403_MEDIA and not video.fresh:
+            video.fresh = True
+            video.begin_again()
+            return None
+        return Step(_failures(video, failed))
+
+    def _judged(
+        self, video: _Video, failed: ClipError, verdict: Future[Verdict]
+    ) -> Step[ClipResult]:
+        """Try a video that was refused once more, or let that stand; it raises if it goes back."""
+        if verdict.result() is Verdict.RECORD:
+            return Step(_failures(video, failed))
+        video.begin_again()
+        # The verdict is a lease.
+        video.lease = Future()
+        video.lease.set_result(None)
+        return self._turn(video)
+
+    def _settle(self, video: _Video, source: Source | None = None) -> None:
+        """Tell the gate, once for each lease, that media came from `source`, or none."""
+        if self._gate is None or video.lease is None or video.settled:
+            return
+        video.settled = True
+        if source is None:
+            self._gate.passed(video.url)
+        else:
+            self._gate.worked(video.url, source.streams[0].url)
+
+    def _probe(self, url: str) -> str | None:
+        """Try a video, and a little of its media, for the gate."""
+        with Budget(self._reading.timeout).scope():
+            try:
+                source = self._resolver.resolve(url)
+                self._part(source, source.streams[0]).load([Want(0, _PROBE_BYTES)])
+            except ClipError as error:
+                return str(error.outcome) if error.outcome.scope is Scope.EGRESS else None
+            except NoRangesError:
+                logger.debug("the probe %s came as a whole", url)
+        return str(Outcome.OK)
+
     def _look_up(self, video: _Video) -> Source:
         """Extract the video, and tell which clips are wanted of it."""
         if video.clips[0].video_id in self._removed:
             raise ClipError(Outcome.REMOVED, DETAIL)
-        self._take_lease(video.clips[0].url, video.budget)
         with _timed(video.seconds, "resolve"):
-            source = self._resolver.resolve(video.clips[0].url)
+            source = self._resolver.resolve(video.url)
         if not video.wanted:
             video.wanted = self._wanted(video.clips, source)
             # Each line that became a clip has its time, too.
@@ -564,12 +700,6 @@ class _Maker:
         if self._job.caption_from is None:
             return clips
         return [_captioned(clip, source.info.get(self._job.caption_from)) for clip in clips]
-
-    def _take_lease(self, url: str, budget: Budget) -> None:
-        """Wait until the governor allows a request to the site; that is no time of the clip."""
-        if self._worker is not None and is_youtube(url):
-            budget.extend(wait_for_lease(self._worker, self._egress, _stopping))
-        check_going_on()
 
     def _fetch(
         self, video: _Video, source: Source, clips: Sequence[Clip]
@@ -639,13 +769,24 @@ class _Maker:
         return [functools.partial(_made, each, picture, sound, form) for each in found]
 
 
-@dataclass
+def _worker(*, needed: bool) -> Worker | None:
+    """Return the worker that this thread's task runs on; outside of Dask there is none."""
+    try:
+        return get_worker()
+    except ValueError:
+        if needed:
+            raise
+        return None
+
+
+@dataclass(eq=False)
 class _Video:
     """A video on its way.
 
     `wanted` are the clips to make of it, of which `done` are made; `parts` what is read of its
     files, `fetched` those that are there as a whole. `told` is what of its cost stands with clips
-    that are made.
+    that are made. `lease` is its leave to ask the site, `settled` whether the governor knows what
+    came of that, `fresh` whether expired addresses were asked for anew. `thread` works on it.
     """
 
     clips: Sequence[Clip]
@@ -660,6 +801,20 @@ class _Video:
     seconds: dict[str, float] = field(default_factory=dict)
     told: tuple[int, int] = (0, 0)
     paused: float = field(default_factory=time.monotonic)
+    lease: Future[None] | None = None
+    settled: bool = False
+    fresh: bool = False
+    thread: threading.Thread = field(default_factory=threading.current_thread)
+
+    @property
+    def url(self) -> str:
+        """What the extractor is given."""
+        return self.clips[0].url
+
+    def begin_again(self) -> None:
+        """Forget its addresses, for another extraction."""
+        self.attempt += 1
+        self.source, self.parts, self.lease, self.settled = None, None, None, False
 
 
 def _weight(clips: Sequence[Clip]) -> float:
@@ -829,7 +984,11 @@ def _wait(available_at: float | None) -> float:
 
 
 def _in_time(error: ClipError, budget: Budget) -> ClipError:
-    """Return a timeout where the end of the budget is the likely cause of `error`."""
-    if budget.exceeded and error.outcome.retry is not Retry.NEVER:
+    """Return a timeout where the end of the budget is the likely cause of `error`.
+
+    A refusal stays one: it tells of the egress.
+    """
+    lasting = error.outcome.retry is Retry.NEVER or error.outcome.scope is Scope.EGRESS
+    if budget.exceeded and not lasting:
         return ClipError(Outcome.TIMEOUT, f"timed out: {error.detail}")
     return error

@@ -330,3 +330,30 @@ def test_cancelled_work_can_begin_nothing_new() -> None:
 def test_budget_of_centuries_does_no_harm_to_others() -> None:
     with Budget(1e12).scope(), contextlib.closing(Network()):
         test_budget_ends_a_child_process()
+
+
+def test_a_block_within_a_budget_has_its_own_end() -> None:
+    """Its connections are shut down; those of the next block are not, before the budget's end."""
+
+    class Counted:
+        count = 0
+
+        def shut_down(self, _: Budget) -> None:
+            self.count += 1
+
+    connection = Counted()
+    with Budget(60).scope() as budget:
+        budget.use(connection)
+        with budget.within(30) as too_slow:
+            assert not too_slow()
+        with budget.within(0.1) as too_slow:
+            until = time.monotonic() + 10
+            while not connection.count:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            assert too_slow()
+        assert not budget.exceeded
+        struck = connection.count
+        with budget.within(30):
+            time.sleep(1.2)
+        assert connection.count == struck

@@ -119,7 +119,7 @@ def test_every_setting_is_known_to_matter_or_not() -> None:
     matters = {name for name, _ in BASE.fingerprint().items()}
     assert {name for _, name in names} - matters == {
         *("timeout", "retries", "sampler", "ytdlp", "rate_limit", "egress", "fetch"),
-        *("slice", "checkpoint"),
+        *("give_up_after", "slice", "checkpoint"),
         *("processes_count", "thread_count", "subjob_size", "max_shard_retry", "options"),
         *("enable_wandb", "wandb_project", "hours", "bytes", "slurm"),
     }

@@ -26,6 +26,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from acavdl import display
+from acavdl.breaker import Seen, State
 from acavdl.config import Config, Reading
 from acavdl.display import (
     Display,
@@ -34,6 +35,7 @@ from acavdl.display import (
     as_line,
     duration,
     planned,
+    refused,
     render,
     say,
     summary,
@@ -248,6 +250,31 @@ def test_who_is_held_back_is_told_until_when() -> None:
     assert "held back" not in shown(render(SMALL))
 
 
+REFUSED = replace(
+    SMALL,
+    egresses={"open": 61, "cooling": 2, "blocked": 1},
+    refused=[
+        Seen("192.0.2.1", State.COOLING, (), "bot_check", 600.0, 1200.0),
+        Seen("192.0.2.2", State.COOLING, (), "http_429", 60.0, 700.0),
+        Seen("192.0.2.3", State.BLOCKED, (), "bot_check", 7200.0, 3000.0),
+    ],
+)
+
+
+def test_addresses_that_are_refused_are_told() -> None:
+    assert as_line(REFUSED).endswith("IPs: 61 open, 2 cooling, 1 blocked")
+    assert (
+        "addresses: 61 open, 2 cooling, 1 blocked (bot_check, http_429); next try in 11 min 40 s"
+        in shown(render(REFUSED), width=100)
+    )
+    assert refused(REFUSED) == (
+        "Held back by the site: it refuses 192.0.2.1 (bot_check, for 10 min 00 s), 192.0.2.2 "
+        "(http_429, for 1 min 00 s), 192.0.2.3 (bot_check, for 2 h 00 min). What is made is kept; "
+        "the same command goes on, in some hours or days."
+    )
+    assert "and 97 more" in refused(replace(REFUSED, refused=[REFUSED.refused[0]] * 100))
+
+
 def test_plain_line_fits_80_columns() -> None:
     whole = replace(
         LARGE,
@@ -255,13 +282,17 @@ def test_plain_line_fits_80_columns() -> None:
         videos_per_second_core=0.8,
         megabytes_per_second=2458.1,
     )
-    for snapshot in (SMALL, whole, replace(whole, held_back=3599.0)):
+    many = replace(whole, egresses=REFUSED.egresses, refused=REFUSED.refused)
+    for snapshot in (SMALL, whole, replace(whole, held_back=3599.0), many):
         assert len(as_line(snapshot)) <= 80
 
 
 def test_json_line_has_every_number() -> None:
     read = json.loads(as_json(LARGE))
-    assert read == {**vars(LARGE), "counts": dict(LARGE.counts)}
+    assert read == {**vars(LARGE), "counts": dict(LARGE.counts), "refused": []}
+    one = json.loads(as_json(REFUSED))
+    assert one["egresses"] == {"open": 61, "cooling": 2, "blocked": 1}
+    assert one["refused"][0]["egress"] == "192.0.2.1"
     assert json.loads(as_json(replace(SMALL, eta=None)))["eta"] is None
 
 

@@ -475,3 +475,13 @@ def test_a_lazy_frame_wants_a_client(tmp_path: Path) -> None:
     plan = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
     with pytest.raises(UsageError, match=r"begin with distributed.Client\(\)"):
         acavdl.download(plan)
+
+
+def test_no_more_shards_are_open_than_the_rate_can_finish(tmp_path: Path) -> None:
+    """What the rate is not for doesn't count."""
+    name = video_id(1, master="m60")
+    urls = [name, f"https://youtu.be/{name}", "https://example.org/a.mp4", video_id(2)]
+    source = write_csv(tmp_path / "t.csv", [(url, n, n + 3) for n, url in enumerate(urls)])
+    plan = acavdl.plan(str(source), str(tmp_path / "out"), **quick(config=Config()))
+    place = driver.place_of(plan.plan, 0)
+    assert driver._asked_for(place, plan.job) == 2

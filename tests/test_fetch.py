@@ -577,3 +577,52 @@ def test_an_answer_that_is_not_the_part_asked_for(lie: str) -> None:
     ):
         file.load([Want(0, 1000)])
     assert raised.value.outcome is Outcome.NETWORK
+
+
+@pytest.mark.parametrize("length", ["whole", "unknown"])
+def test_a_trickle_is_given_up_for_another_connection(
+    tmp_path: Path, length: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before the budget ends; also where its end looks like that of the file."""
+    monkeypatch.setattr(acavdl.fetch, "_WINDOW", 0.5)
+
+    def answer(handler: Handler, number: int) -> None:
+        if number != 1:
+            handler.part()
+            return
+        start, stop = handler.span()
+        handler.part(MEDIA[start : start + 9_000], Content_Length=str(stop - start))
+        handler.wfile.flush()
+        while not handler.server.over.wait(0.05):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+    def drip(handler: Handler, number: int) -> None:
+        if number == 0:
+            handler.reply(200, MEDIA[:9_000], Content_Length="")
+            while not handler.server.over.wait(0.05):
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+        handler.reply(200, MEDIA)
+
+    with origin(answer if length == "whole" else drip) as server, Budget(60).scope() as budget:
+        size = len(MEDIA) if length == "whole" else None
+        assert fetch(server.url(), tmp_path / "f", size) == digest(MEDIA)
+        assert budget.remaining > 30
+
+
+def test_a_trickle_that_goes_on_is_a_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acavdl.fetch, "_WINDOW", 0.3)
+
+    def answer(handler: Handler, _: int) -> None:
+        handler.reply(200, b"", Content_Length=str(len(MEDIA)))
+        while not handler.server.over.wait(0.05):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+
+    with Budget(60).scope():
+        error = failure(answer, tmp_path / "f", retries=1)
+    assert error.outcome is Outcome.TIMEOUT
+    assert "kB/s (after 2 tries)" in error.detail

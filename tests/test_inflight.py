@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from acavdl.inflight import Step, StoppedError, Work, in_order
+from acavdl.inflight import Crew, Step, StoppedError, Work, in_order
 
 NEVER = threading.Event()
 
@@ -29,7 +28,7 @@ def test_work_in_flight_is_bounded_and_results_stay_in_order() -> None:
         return [item, item]
 
     works = (at_once(functools.partial(make, item)) for item in range(50))
-    with ThreadPoolExecutor(3) as pool:
+    with Crew(3) as pool:
         results = in_order(pool, works, 6, NEVER)
         timer = threading.Timer(0.3, lambda: (begun.append(-1), release.set()))
         timer.start()
@@ -53,7 +52,7 @@ def test_weights_count() -> None:
 
     weights = [1, 1, 1, 9, 1, 2, 2]
     works = [at_once(functools.partial(make, n), weight) for n, weight in enumerate(weights)]
-    with ThreadPoolExecutor(8) as pool:
+    with Crew(8) as pool:
         assert list(in_order(pool, works, 3, NEVER)) == list(range(7))
     assert [3] in most
 
@@ -79,7 +78,7 @@ def test_a_pause_takes_no_thread_and_no_turn() -> None:
         return Step([number])
 
     works = [Work(first), *(Work(functools.partial(other, n)) for n in (1, 2, 3))]
-    with ThreadPoolExecutor(1) as pool:
+    with Crew(1) as pool:
         assert list(in_order(pool, works, 4, NEVER)) == [0, 1, 2, 3]
     assert told == ["first begins", "1 is made", "2 is made", "3 is made", "first goes on"]
 
@@ -94,7 +93,7 @@ def test_work_in_parts_goes_on_as_its_results_are_taken() -> None:
         return Step([10 * number, 10 * number + 1], following)
 
     works = [Work(functools.partial(part, 0)), at_once(lambda: [99])]
-    with ThreadPoolExecutor(2) as pool:
+    with Crew(2) as pool:
         results = in_order(pool, works, 2, NEVER)
         for number in range(5):
             assert next(results) == 10 * number
@@ -108,7 +107,7 @@ def test_a_failure_is_raised_where_results_are_taken() -> None:
     def broken() -> list[int]:
         raise ZeroDivisionError
 
-    with ThreadPoolExecutor(2) as pool:
+    with Crew(2) as pool:
         results = in_order(pool, [at_once(lambda: [1]), at_once(broken)], 2, NEVER)
         assert next(results) == 1
         with pytest.raises(ZeroDivisionError):
@@ -127,7 +126,7 @@ def test_a_stop_ends_it(waits: bool) -> None:
         release.wait(60)
         return Step([1])
 
-    with ThreadPoolExecutor(2) as pool:
+    with Crew(2) as pool:
         with pytest.raises(StoppedError):
             next(in_order(pool, [Work(begin)], 2, stopping))
         release.set()
@@ -141,7 +140,7 @@ def test_nothing_is_begun_before_it_is_asked_for() -> None:
             yield at_once(functools.partial(list, [number]))
 
     taken: list[int] = []
-    with ThreadPoolExecutor(2) as pool:
+    with Crew(2) as pool:
         results = in_order(pool, works(), 3, NEVER)
         assert taken == []
         assert next(results) == 0

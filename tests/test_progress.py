@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acavdl.breaker import Seen, State
 from acavdl.errors import Outcome
 from acavdl.progress import WINDOW, RollUp, ShardProgress
 
@@ -304,13 +305,23 @@ def test_failed_shard_is_forgotten() -> None:
 
 
 def test_held_back_until_the_next_lease_of_any_egress() -> None:
-    now = [0.0]
-    roll_up = RollUp((10,), cores=1, clock=lambda: now[0])
+    roll_up = RollUp((10,), cores=1)
     assert roll_up.snapshot().held_back is None
-    roll_up.hold_back("a", 12.0)
-    roll_up.hold_back("b", 5.0)
+    one, two = Seen("a", State.OPEN, ("w",), next_lease=12.0), Seen("b", State.OPEN, ("v",))
+    roll_up.egresses([one, replace(two, next_lease=5.0)])
     assert roll_up.snapshot().held_back == 5.0
-    now[0] = 6.0
-    assert roll_up.snapshot().held_back == 6.0
-    now[0] = 13.0
+    roll_up.egresses([two])
     assert roll_up.snapshot().held_back is None
+
+
+def test_egresses_are_counted_and_those_that_are_refused_named() -> None:
+    roll_up = RollUp((10,), cores=1)
+    assert dict(roll_up.snapshot().egresses) == {}
+    refused = [
+        Seen("b", State.COOLING, (), "bot_check", 10.0, 5.0),
+        Seen("c", State.BLOCKED, (), "http_429", 100.0, 0.0),
+    ]
+    roll_up.egresses([Seen("a", State.OPEN, ()), *refused])
+    snapshot = roll_up.snapshot()
+    assert dict(snapshot.egresses) == {"open": 1, "cooling": 1, "blocked": 1}
+    assert snapshot.refused == refused

@@ -934,3 +934,21 @@ def test_counts_stand_apart_from_what_lasts(resolver: Resolver) -> None:
     source = resolver.resolve(watch(video_id(1)))
     assert source.counts["view_count"] is not None
     assert not set(source.counts) & set(source.info)
+
+
+@pytest.mark.parametrize(("retries", "asked"), [(0, 1), (2, 3)])
+def test_tries_of_the_extractor_are_bounded_by_the_setting(
+    online: Sandbox, retries: int, asked: int
+) -> None:
+    online.reset()
+    video = video_id(1, fault=Fault.PLAYER_503)
+    with contextlib.closing(Network()) as network:
+        resolver = Resolver(network, Reading(retries=retries))
+        with (
+            contextlib.closing(resolver),
+            Budget(60).scope(),
+            pytest.raises(ClipError) as raised,
+        ):
+            resolver.resolve(watch(video))
+    assert raised.value.outcome is Outcome.HTTP_5XX
+    assert online.stats().videos[video]["player"] == asked
