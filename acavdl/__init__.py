@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from acavdl.dataset import open_dataset
+    from acavdl.decode import Decoder
     from acavdl.driver import download, plan, run
     from acavdl.reference import video2dataset
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "download", "plan", "run", "video2dataset"]
+__all__ = [
+    "Decoder",
+    "__version__",
+    "download",
+    "open_dataset",
+    "plan",
+    "run",
+    "video2dataset",
+]
+#: Which module has what is imported when it is asked for.
+_MODULES = {
+    "Decoder": "acavdl.decode",
+    "download": "acavdl.driver",
+    "open_dataset": "acavdl.dataset",
+    "plan": "acavdl.driver",
+    "run": "acavdl.driver",
+    "video2dataset": "acavdl.reference",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for: ``import acavdl`` alone costs nothing."""
-    if name in ("download", "plan", "run"):
-        from acavdl import driver
-
-        return getattr(driver, name)
-    if name == "video2dataset":
-        from acavdl.reference import video2dataset
-
-        return video2dataset
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -159,3 +159,7 @@ class StorageError(AcavdlError):
 
 class ShardError(AcavdlError):
     """Some shards could not be finished (storage or a bug); the others are published."""
+
+
+class SampleError(AcavdlError):
+    """A sample of a dataset cannot be read back."""
