@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import re
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -74,7 +75,7 @@ def low(made: Callable[[str], Path]) -> Path:
     return made("low")
 
 
-def keys(dataset: Dataset) -> list[str]:
+def keys(dataset: Any) -> list[str]:
     return [sample["__key__"] for sample in dataset]
 
 
@@ -415,3 +416,128 @@ def test_files_in_place_of_tars_are_told(sandbox: Sandbox, tmp_path: Path) -> No
         driver.run(str(table), str(tmp_path / "out"), config=config, progress="quiet")
     with pytest.raises(UsageError, match="files and no tars"):
         open_dataset(tmp_path / "out")
+
+
+# --- the recipes of the documentation -------------------------------------------------------------
+
+PAGE = Path(__file__).parents[1] / "docs" / "loading.md"
+RECIPES: dict[str, list[str]] = {
+    kind: re.findall(rf"^```{kind}\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    for kind in ("python", "python torch")
+}
+
+
+def run_recipe(code: str, names: dict[str, Any]) -> dict[str, Any]:
+    exec(compile(code, str(PAGE), "exec"), names)
+    return names
+
+
+# webdataset leaves the tars that it read to the garbage collector.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("number", range(3), ids=["acavdl", "webdataset", "datasets"])
+def test_recipe(
+    low: Path,
+    tmp_path: Path,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    names = run_recipe(RECIPES["python"][number], {"OUT": str(low)})
+    sample = names["sample"]
+    start, spec = sample["start"], SPECS[parse(sample["json"]["cut"]["video_id"]).master]
+    assert tuple(sample["video"].shape) == (3, *sample["video"].shape[1:3], 3)
+    assert min(sample["video"].shape[1:3]) == 112
+    heard = heard_from(spec, {**sample, "audio": np.asarray(sample["audio"])})
+    assert heard == pytest.approx((start, start + SECONDS), abs=1e-4)
+    if "dataset" in names:
+        assert sorted(each["__key__"] for each in names["dataset"]) == sorted(planned_keys())
+    else:
+        assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+def test_each_recipe_is_run() -> None:
+    assert len(RECIPES["python"]) == 3
+    assert len(RECIPES["python torch"]) == 2
+    assert PAGE.read_text().count("```python") == 5
+
+
+# --- PyTorch, which CI installs where Debian's packages are ---------------------------------------
+
+
+@pytest.mark.debian
+def test_recipe_for_pytorch(low: Path) -> None:
+    torch = pytest.importorskip("torch")
+    names = run_recipe(RECIPES["python torch"][0], {"OUT": str(low)})
+    # The last one may hold one sample alone.
+    assert names["video"].shape[1:] == (3, 112, 112, 3)
+    assert names["video"].dtype == torch.uint8
+    assert names["audio"].shape[1:] == (1, 24_000)
+    run_recipe(RECIPES["python torch"][1], names)
+    assert json.loads(json.dumps(names["checkpoint"]))["data"]["readers"] == 2
+    assert {epoch for epoch, _ in names["position"].at.values()} == {2}
+    found = [key for batch in names["loader"] for key in batch["__key__"]]
+    assert sorted(found) == sorted(planned_keys())
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("precision", ["low", "editlist", "exact"])
+def test_two_nodes_of_two_workers(made: Callable[[str], Path], precision: str) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    found = []
+    for rank in range(2):
+        dataset = open_dataset(made(precision), rank=rank, world_size=2)
+        for sample in data.DataLoader(dataset, batch_size=None, num_workers=2):
+            check(sample)
+            found.append(sample["__key__"])
+    assert sorted(found) == sorted(planned_keys())
+
+
+@pytest.mark.debian
+@pytest.mark.parametrize("kept", [False, True])
+def test_each_epoch_of_a_loader_is_another_one(low: Path, kept: bool) -> None:
+    data = pytest.importorskip("torch.utils.data")
+
+    def loader(dataset: Dataset) -> Any:
+        return data.DataLoader(dataset, batch_size=None, num_workers=2, persistent_workers=kept)
+
+    dataset = quick(low, shuffle=6)
+    loading = loader(dataset)
+    epochs = [keys(loading) for _ in range(3)]
+    assert all(sorted(epoch) == sorted(planned_keys()) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) == 3
+    dataset.set_epoch(1)
+    assert keys(loading) == epochs[1]
+    del loading
+    # Given up in the second epoch, and resumed.
+    position, used = Position(), []
+    dataset = quick(low, shuffle=6)
+    loading = loader(dataset)
+    keys(loading)
+    for sample in itertools.islice(loading, 5):
+        position.update(sample)
+        used.append(sample["__key__"])
+    del loading
+    loading = loader(quick(low, shuffle=6, resume=position.as_dict()))
+    assert sorted(used + keys(loading)) == sorted(planned_keys())
+    assert keys(loading) == epochs[2]
+
+
+@pytest.mark.debian
+def test_workers_read_from_s3_and_tell_what_is_wrong(
+    low: Path, bucket: str, s3_endpoint: str
+) -> None:
+    data = pytest.importorskip("torch.utils.data")
+    filesystem = fsspec.filesystem("s3", endpoint_url=s3_endpoint, skip_instance_cache=True)
+    filesystem.put(str(low), f"{bucket}/set", recursive=True)
+    dataset = quick(f"s3://{bucket}/set")
+    assert keys(dataset)
+    loader = data.DataLoader(dataset, batch_size=None, num_workers=2)
+    assert sorted(keys(loader)) == sorted(planned_keys())
+    name = dataset.shards[0].name
+    filesystem.pipe(f"{bucket}/set/{name}", filesystem.cat(f"{bucket}/set/{name}")[:100_000])
+    with pytest.raises(SampleError, match=rf"{name} can't be read"):
+        keys(loader)
