@@ -219,6 +219,13 @@ def test_each_epoch_is_shuffled_in_another_way_and_the_same_again(low: Path) -> 
     assert keys(again) == first + second
     dataset.set_epoch(0)
     assert keys(dataset) == first
+    # Not the shards alone: theirs, put in order again, are in unlike orders, too.
+    shards = [sample["__url__"] for sample in quick(low, shuffle=6, seed=1, epochs=2)]
+    orders = [
+        [key for _, key in sorted(zip(shards[part], found, strict=True), key=lambda pair: pair[0])]
+        for part, found in ((slice(12), first), (slice(12, 24), second))
+    ]
+    assert orders[0] != orders[1]
     assert keys(quick(low, shuffle=6, seed=2)) != first
 
 
