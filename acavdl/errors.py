@@ -173,3 +173,7 @@ class HeldBackError(AcavdlError):
 
 class ShardError(AcavdlError):
     """Some shards could not be finished (storage or a bug); the others are published."""
+
+
+class SampleError(AcavdlError):
+    """A sample of a dataset cannot be read back."""

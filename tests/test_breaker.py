@@ -340,7 +340,7 @@ def test_shards_go_where_it_is_open() -> None:
         Seen("b", State.COOLING, ("b1",), opens_in=5.0),
         Seen("c", State.BLOCKED, ("c1", "c2"), opens_in=0.0),
     ]
-    assert shares(seen, [], None, 100) == [(("a1", "a2"), 4), (("c1", "c2"), 1)]
+    assert shares(seen, [], None, 100) == [(("a1", "a2"), 3), (("c1", "c2"), 1)]
     assert shares(seen, [], 1, 100) == [(("a1", "a2"), 1), (("c1", "c2"), 1)]
     assert shares(seen, [("a1", "a2"), ("c9", "c2")], 3, 100) == [(("a1", "a2"), 2)]
     assert shares(seen, [], None, 3) == [(("a1", "a2"), 3)]
