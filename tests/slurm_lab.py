@@ -46,14 +46,18 @@ class Lab:
         """Kill a node's slurmd, as if its machine had lost power but for the job's processes."""
         os.kill(int((self.folder / f"slurmd-{node}.pid").read_text()), 9)
 
+    def _resume(self) -> None:
+        for node in range(self.nodes):
+            self.call("scontrol", "update", f"nodename=n{node}", "state=resume", check=False)
+
     def mend(self) -> list[str]:
         """Start what has died, bring back all nodes; cancel all jobs, and return those."""
+        self._resume()
         subprocess.run([LAB / "up", str(self.nodes)], check=True, capture_output=True)
         left = self.jobs()
         for job in left:
             self.call("scancel", job, check=False)
-        for node in range(self.nodes):
-            self.call("scontrol", "update", f"nodename=n{node}", "state=resume", check=False)
+        self._resume()
         waited_for(lambda: not self.jobs() and len(self.nodes_in("idle")) == self.nodes)
         return left
 

@@ -83,8 +83,8 @@ class Run:
 
         real = driver.RollUp
 
-        def made(*args: Any) -> Any:
-            self._roll_up = real(*args)
+        def made(*args: Any, **more: Any) -> Any:
+            self._roll_up = real(*args, **more)
             return self._roll_up
 
         with pytest.MonkeyPatch.context() as patch:
