@@ -30,6 +30,8 @@ _MEDIA = ("mp4", "m4a", "flac", "wav")
 _SAME = 1e-6
 #: Seconds by which decoded sound may be off its stamp before that counts as a gap (see `cut`).
 _GAP = 0.01
+#: PyAV 16 converts with one thread; its successors take as many as there are cores unless told.
+_ONE_THREAD = {} if int(av.__version__.partition(".")[0]) < 17 else {"threads": 1}
 #: Seconds of sound that a resampler is given beyond both ends: more than its filter reaches.
 _REACH = 0.05
 
@@ -219,7 +221,9 @@ class Decoder:
             height, width = (max(1, round(side * self.size / shorter)) for side in (height, width))
         elif self.size is not None:
             height, width = self.size if turns % 2 == 0 else self.size[::-1]
-        made = reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
+        made = reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", **_ONE_THREAD
+        )
         plane: Any = made.planes[0]
         pixels = np.frombuffer(plane, np.uint8).reshape(height, -1)
         return np.rot90(pixels[:, : 3 * width].reshape(height, width, 3), turns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import inspect
@@ -470,7 +471,6 @@ class _Keeper:
         self.cluster = cluster
         self._shape, self._nodes, self._shards, self._tell = shape, nodes, shards, tell
         self._had_workers: set[str] = set()
-        self._forgotten: set[str] = set()
         self._died = 0
         self._last_death = ""
         self._died_on: Counter[str] = Counter()
@@ -521,18 +521,17 @@ class _Keeper:
         jobs = self.cluster.sync(self._seen)
         self._note_workers(jobs)
         found = queued(self._shape.name)
-        # The cluster object forgets a job a while after it is told to.
-        jobs = {name: job for name, job in jobs.items() if name not in self._forgotten}
         gone = [name for name, job in jobs.items() if job.job_id not in found]
-        self._forgotten.update(gone)
         self._note_deaths([job for name in gone if (job := self._note_end(name, jobs[name]))])
         many = self._died >= (_TRIES if len(gone) == len(jobs) else _TRIES * self._nodes)
         if many and not self._first.is_set():
             self._failure = ClusterError(f"no job lasts. {self._last_death}")
             return
+        if gone:
+            self.cluster.sync(self._forget, gone)
         wanted = self._shape.nodes_for(self._shards, self._nodes)
         if time.monotonic() >= self._not_before:
-            self.cluster.sync(self._fill, wanted, tuple(self._forgotten))
+            self.cluster.sync(self._fill, wanted)
         if any(job.pending for job in found.values()) or not self._first.is_set():
             self._tell_now_and_then(waiting(found.values(), wanted))
 
@@ -594,11 +593,18 @@ class _Keeper:
         suffixes = self.cluster.new_spec.get("group", [""])
         return {f"{name}{suffix}" for suffix in suffixes}
 
-    async def _fill(self, wanted: int, gone: Iterable[str] = ()) -> None:
-        """Forget jobs that are gone, and submit or give back others, so that `wanted` are there."""
-        cluster = self.cluster
+    async def _forget(self, gone: Iterable[str]) -> None:
+        """Have the cluster object forget jobs that are gone; their names are used again."""
         for name in gone:
-            cluster.worker_spec.pop(name, None)
+            self.cluster.worker_spec.pop(name, None)
+        self.cluster.scale(jobs=len(self.cluster.worker_spec))
+        end = time.monotonic() + _PATIENCE
+        while time.monotonic() < end and any(name in self.cluster.workers for name in gone):
+            await asyncio.sleep(0.05)
+
+    async def _fill(self, wanted: int) -> None:
+        """Submit jobs, or give some back, so that `wanted` are there."""
+        cluster = self.cluster
         bad = sorted(node for node, died in self._died_on.items() if node and died >= _TRIES)
         if bad:
             directives = self._shape.arguments["job_extra_directives"]
