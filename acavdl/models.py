@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -171,6 +172,11 @@ class Cut:
     def main(self) -> bytes:
         """Content of the main member."""
         return next(iter(self.members.values()))
+
+    @functools.cached_property
+    def hashes(self) -> tuple[str, ...]:
+        """The sha256 of each member: it stands in the JSON and in the parquet."""
+        return tuple(hashlib.sha256(data).hexdigest() for data in self.members.values())
 
 
 @dataclass(frozen=True)

@@ -197,6 +197,7 @@ def cut_facts(result: ClipResult) -> dict[str, Any]:
         "channels": cut.channels,
         "av_offset": cut.av_offset,
         "format_id": result.format_id,
+        **_sizes(cut),
     }
 
 
@@ -393,7 +394,7 @@ def row_of(
     """Return the parquet row of a clip, successful or not."""
     clip, cut = result.clip, result.cut
     row: dict[str, Any] = {
-        **({} if cut is None else {**cut_facts(result), **_sizes(cut)}),
+        **({} if cut is None else cut_facts(result)),
         **result.counts,
         "key": clip.key,
         "video_id": clip.video_id,
@@ -425,10 +426,10 @@ def row_of(
 
 def _sizes(cut: Cut) -> dict[str, Any]:
     """Return bytes and hash of the main member, and of the sound where it is a second one."""
-    found: dict[str, Any] = {}
-    for prefix, data in zip(("", "audio_"), cut.members.values(), strict=False):
-        found[f"{prefix}bytes"] = len(data)
-        found[f"{prefix}sha256"] = hashlib.sha256(data).hexdigest()
+    found: dict[str, Any] = {"audio_bytes": None, "audio_sha256": None}
+    members = zip(("", "audio_"), cut.members.values(), cut.hashes, strict=False)
+    for prefix, data, sha256 in members:
+        found |= {f"{prefix}bytes": len(data), f"{prefix}sha256": sha256}
     return found
 
 

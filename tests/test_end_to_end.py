@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -135,6 +136,9 @@ def test_each_clip_begins_and_ends_where_its_json_says(made: Made, sandbox: Sand
         shown = probe(members["mp4"], master)
         fps = float(master.spec.fps)
         assert (shown.has_video, shown.has_audio) == (True, True), key
+        told = (cut["bytes"], cut["sha256"], cut["audio_bytes"], cut["audio_sha256"])
+        digest = hashlib.sha256(members["mp4"]).hexdigest()
+        assert told == (len(members["mp4"]), digest, None, None), key
         assert shown.frames_contiguous, key
         assert shown.frames == cut["frames"], key
         # `low`: at or before the start; ends at or after the end, by a group of B-frames at most.
