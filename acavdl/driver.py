@@ -321,6 +321,7 @@ def make_shards(
         if client is not None:
             workers = Workers(client, sum(client.nthreads().values()))
         elif chosen and shape:
+            shape = _paced(shape, plan, chosen, job)
             on_nodes = (
                 allocation_workers(shape, tell)
                 if nodes == "allocation"
@@ -354,7 +355,7 @@ def make_shards(
             _install_governor(workers.client, config)
             places = [place_of(plan, shard) for shard in chosen]
             ending = Ending(store, config.limits, lambda: roll_up.snapshot().bytes_fetched)
-            most = shards_open(config.reading.rate_limit, _asked_for(places[0], job))
+            most = _most_open(plan, chosen, job)
             working = _Working(workers, job, roll_up, tracker, most=most)
             with ending.watched():
                 working.work_off(places, ending)
@@ -386,6 +387,8 @@ def dry_run(
     done = published_of(call.store, len(plan.sizes), storage.oom_shard_count)
     missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
     chosen = _sampled(missing, call.config.reading.sampler)
+    if chosen:
+        shape = _paced(shape, plan, chosen, _job(call, prepared, call.store, call.tmp_dir))
     count = shape.nodes_for(len(chosen), nodes)
     return DryRun(len(chosen), count, shape.processes, shape.script())
 
@@ -516,6 +519,20 @@ def _sampled(missing: list[int], sampler: str | None) -> list[int]:
     if strange:
         raise UsageError(f"reading.sampler: {sampler} returned {strange[:5]}, which is not missing")
     return chosen
+
+
+def _paced(shape: JobShape, plan: Plan, chosen: Sequence[int], job: Job) -> JobShape:
+    """Return the job of a node, which makes no more shards at once than its address allows.
+
+    Fewer nodes would keep all shards busy by their cores, but each node is an address with a rate.
+    """
+    most = _most_open(plan, chosen, job) if job.config.reading.egress == "node" else None
+    return shape if most is None else replace(shape, at_once=most)
+
+
+def _most_open(plan: Plan, chosen: Sequence[int], job: Job) -> int | None:
+    """Return how many shards may be open behind an egress; None = any number."""
+    return shards_open(job.config.reading.rate_limit, _asked_for(place_of(plan, chosen[0]), job))
 
 
 def _asked_for(place: ShardPlace, job: Job) -> int:

@@ -65,16 +65,21 @@ class JobShape:
         Worker processes in each.
     logs
         Folder of the logs.
+    at_once
+        Shards that a node makes at once: by its processes, or by the rate of its address; None =
+        one for each process.
     """
 
     arguments: Mapping[str, Any]
     name: str
     processes: int
     logs: Path
+    at_once: int | None = None
 
     def nodes_for(self, shards: int, most: int) -> int:
         """Return how many nodes so many shards can keep busy."""
-        return min(most, -(-shards // self.processes))
+        at_once = self.processes if self.at_once is None else min(self.at_once, self.processes)
+        return min(most, -(-shards // at_once))
 
     def script(self, scheduler: str = "tcp://<scheduler>", name: str = "<worker>") -> str:
         """Return the script that each node runs, with the scheduler's address if that is known.
@@ -268,7 +273,7 @@ def slurm_workers(
     """
     needed = shape.nodes_for(shards, nodes)
     if needed < nodes:
-        tell(f"{shards:,} shards keep {needed} nodes of {shape.processes} processes busy, no more")
+        tell(f"{shards:,} shards keep {needed} nodes busy, no more")
     with contextlib.ExitStack() as stack:
         stack.enter_context(dask.config.set(DASK_CONFIG))
         keeper = stack.enter_context(_kept(shape, needed, shards, tell))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,3 +169,6 @@ def test_as_many_nodes_as_have_work() -> None:
     assert shape.nodes_for(49, 64) == 2
     assert shape.nodes_for(48, 64) == 1
     assert shape.nodes_for(0, 64) == 0
+    # Where the rate of its address lets a node have one shard open, forty need as many nodes.
+    assert replace(shape, at_once=1).nodes_for(40, 64) == 40
+    assert replace(shape, at_once=100).nodes_for(49, 64) == 2
