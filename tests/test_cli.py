@@ -441,7 +441,11 @@ def test_after_a_run(online: Sandbox, tmp_path: Path) -> None:
     assert dead in (tmp_path / "dead.csv").read_text()
     done = call("failures", out, "--outcome", "no")
     assert_one_line(done, 2, "no outcome of a failure: no")
-    done = call("retry", out, "--progress", "plain", "--rate-limit", "0")
+    # Each kind of request to that video is refused once.
+    settings.write_text("reading: {retries: 4, timeout: 20}\ndistribution: {processes_count: 1}\n")
+    done = call(
+        "retry", out, "--config", settings, "--progress", "plain", "--rate-limit", "0"
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "1 clips are asked for once more, shards 1 to 1." in done.stderr
     assert "2 of 3 clips in 2 of 2 shards" in done.stderr
