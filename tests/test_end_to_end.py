@@ -176,7 +176,10 @@ def test_parquet_tells_the_truth_about_the_samples(made: Made) -> None:
     for row in made.rows[made.rows["outcome"] == "ok"].itertuples():
         cut = json.loads(made.samples[row.key]["json"])["cut"]
         assert row.bytes == len(made.samples[row.key]["mp4"])
-        assert {name: getattr(row, name) for name in cut} == cut
+        # pandas makes NaN of the sizes of a second member that there is not.
+        there = {name: value for name, value in cut.items() if value is not None}
+        assert {name: getattr(row, name) for name in there} == there
+        assert set(cut) - set(there) == {"audio_bytes", "audio_sha256"}
 
 
 def test_one_extraction_serves_all_clips_of_a_video(made: Made) -> None:
