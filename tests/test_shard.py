@@ -723,9 +723,13 @@ def test_mp4_and_its_sound(online: Sandbox, tmp_path: Path) -> None:
     plain = make(tmp_path / "plain", rows, captions=True)
     for clip in rows:
         assert set(made.samples[clip.key]) == {"mp4", "m4a", "json", "txt"}
-        for kind in ("mp4", "json"):
-            assert made.samples[clip.key][kind] == plain.samples[clip.key][kind]
+        assert made.samples[clip.key]["mp4"] == plain.samples[clip.key]["mp4"]
         sound = made.samples[clip.key]["m4a"]
+        told, alone = made.json(clip.key), plain.json(clip.key)
+        second = (told["cut"].pop("audio_bytes"), told["cut"].pop("audio_sha256"))
+        assert second == (len(sound), hashlib.sha256(sound).hexdigest())
+        assert (alone["cut"].pop("audio_bytes"), alone["cut"].pop("audio_sha256")) == (None, None)
+        assert told == alone
         shown = probe(made.samples[clip.key]["mp4"], online.masters["m60"], audio=sound)
         assert shown.audio_offset == pytest.approx(0, abs=0.0005)
         row = made.rows.set_index("key").loc[clip.key]
