@@ -349,7 +349,9 @@ def test_a_controller_that_is_down(lab: Lab, site: Sandbox, tmp_path: Path) -> N
 @on_a_real_one
 def test_jobs_that_wait_say_why(lab: Lab, site: Sandbox, tmp_path: Path) -> None:
     config = settings(tmp_path, clips=10, processes=PROCESSES)
-    other = lab.call("sbatch", "--parsable", "--exclusive", "-N4", "--wrap", "sleep 300").strip()
+    other = lab.call(
+        "sbatch", "--parsable", "-o/dev/null", "--exclusive", "-N4", "--wrap", "sleep 300"
+    ).strip()
     waited_for(lambda: lab.nodes_in("alloc"))
     with started(tmp_path, site, "slurm", "--nodes", "4", "--config", str(config)) as process:
         waited_for(lambda: re.search(r"waiting: (Resources|Priority)", said(tmp_path)))
