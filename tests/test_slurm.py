@@ -426,10 +426,10 @@ def test_a_chain_of_jobs_finishes_it(
 ) -> None:
     config, out = settings(tmp_path, processes=PROCESSES), tmp_path / "out"
     # Seconds of work for each link.
-    limited = [*TEMPLATE, str(config), "--max-hours", "0.005"]
-    said_of_it = submit(tmp_path, site, [str(ROOT / "slurm/chain"), "6", *limited])
+    limited = [*TEMPLATE, str(config), "--max-hours", "0.01"]
+    said_of_it = submit(tmp_path, site, [str(ROOT / "slurm/chain"), "8", *limited])
     numbers = re.findall(r"^job (\d+)", said_of_it, re.MULTILINE)
-    assert len(numbers) == 6
+    assert len(numbers) == 8
     waited_for(lambda: not lab.jobs(), 300)
     check_all(out, local)
     states = [state_of(lab, number) for number in numbers]
@@ -438,7 +438,7 @@ def test_a_chain_of_jobs_finishes_it(
     assert set(states[:finished]) == {"FAILED"}
     assert set(states[finished + 1 :]) <= {"CANCELLED"}
     first = (tmp_path / f"acavdl-{numbers[0]}.out").read_text()
-    assert "--max-hours 0.005 are over. The same command goes on" in first
+    assert "--max-hours 0.01 are over. The same command goes on" in first
 
 
 TEMPLATE = ["-N4", "--output=acavdl-%j.out", str(ROOT / "slurm/acavdl.sbatch")]
