@@ -18,7 +18,15 @@ from acavdl.checks import Checked, check_shard
 from acavdl.cluster import local_client, process_count
 from acavdl.config import Config
 from acavdl.display import Mode, failures_table, say, write_out
-from acavdl.driver import ConfigLike, RunReport, make_shards, place_of, settings_of
+from acavdl.driver import (
+    ConfigLike,
+    RunReport,
+    job_of,
+    make_shards,
+    place_of,
+    settings_of,
+    tell_of,
+)
 from acavdl.errors import Outcome, Retry, ShardError, StorageError, UsageError
 from acavdl.idlists import read_ids, video_ids
 from acavdl.ledger import (
@@ -86,19 +94,8 @@ class Folder:
     def job(self, tmp_dir: str | None = None) -> Job:
         """Return what the tasks that go on with it have in common."""
         source = self.manifest["source"]
-        captions = (
-            source.get("caption_col") is not None
-            or source.get("caption_from") is not None
-            or self.config.storage.captions_are_subtitles
-        )
-        return Job(
-            str(self.store),
-            self.config,
-            captions=captions,
-            caption_from=source.get("caption_from"),
-            extra=self.plan.extra,
-            tmp_dir=tmp_dir,
-        )
+        captions = source.get("caption_col"), source.get("caption_from")
+        return job_of(self.store, self.config, captions, self.plan.extra, tmp_dir=tmp_dir)
 
 
 def open_folder(
@@ -267,7 +264,7 @@ def retry(
     """
     wanted = _known(outcomes) or TRANSIENT
     folder = open_folder(output_folder, config, settings)
-    tell = say if progress in ("auto", "plain") else _in_silence
+    tell = tell_of(progress)
     if config is None and folder.manifest["config"]["reading"].get("ytdlp"):
         names = ", ".join(folder.manifest["config"]["reading"]["ytdlp"])
         tell(f"The run had options for yt-dlp ({names}), which are not recorded: see --config.")
@@ -295,10 +292,6 @@ def plan_retry(folder: Folder, outcomes: Set[str]) -> Plan:
     plan = plan_again(folder.store, folder.plan, taken, storage.number_sample_per_shard)
     write_plan(folder.store, folder.manifest, plan)
     return plan
-
-
-def _in_silence(*_: Any) -> None:
-    pass
 
 
 # --- verify ------------------------------------------------------------------------------------
@@ -369,7 +362,7 @@ def verify(
         If there is no dataset.
     """
     folder = open_folder(output_folder, config, settings)
-    tell = _in_silence if progress in ("quiet", "json") else say
+    tell = tell_of(progress)
     store, plan, job = folder.store, folder.plan, folder.job()
     if repair:
         store.sweep()

@@ -35,7 +35,7 @@ def _ends_cleanly(command: Callable[..., int]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> None:
-        from acavdl.errors import AcavdlError
+        from acavdl.errors import INTERRUPTED, AcavdlError
 
         # `kill`, scancel and a closed terminal end a run in order, as Ctrl-C does.
         for name in (signal.SIGTERM, signal.SIGHUP):
@@ -50,7 +50,7 @@ def _ends_cleanly(command: Callable[..., int]) -> Callable[..., None]:
             click.echo(
                 f"\nacavdl: interrupted. Finished shards are kept; go on with:\n  {again}", err=True
             )
-            sys.exit(130)
+            sys.exit(INTERRUPTED)
         sys.exit(code)
 
     return wrapped
@@ -87,6 +87,13 @@ def _options(*options: Callable[[_Command], _Command]) -> Callable[[_Command], _
     return add
 
 
+_RATE = click.option(
+    "--rate-limit",
+    type=click.FloatRange(min=0),
+    metavar="N",
+    help="Videos an hour asked of YouTube from this address, after a burst of as many; "
+    "default: 300; 0 = no limit.",
+)
 _TABLE = _options(
     click.option(
         "--config", metavar="FILE", help="Settings in YAML; default: ./acavdl.yaml, if it is there."
@@ -145,13 +152,7 @@ _TABLE = _options(
     click.option(
         "--download-audio-rate", type=int, metavar="HZ", help="Least Hz of the sound; 44100."
     ),
-    click.option(
-        "--rate-limit",
-        type=click.FloatRange(min=0),
-        metavar="N",
-        help="Videos an hour asked of YouTube from this address, after a burst of as many; "
-        "default: 300; 0 = no limit.",
-    ),
+    _RATE,
     click.option(
         "--incremental-mode",
         type=click.Choice(["incremental", "extend", "overwrite"]),
@@ -228,9 +229,18 @@ def plan(**options: Any) -> int:
     return tell_plan(make_plan(**_call_of(options)))
 
 
+_PROCESSES = click.option(
+    "--processes-count", type=int, metavar="N", help="Workers; default: one per core."
+)
+_THREADS = click.option(
+    "--thread-count", type=int, metavar="N", help="Videos in flight in each; default: 24."
+)
+_TIMEOUT = click.option(
+    "--timeout", type=float, metavar="S", help="Seconds for each clip; default: 60."
+)
 _RUN = _options(
-    click.option("--thread-count", type=int, metavar="N", help="Videos in flight in each; 16."),
-    click.option("--timeout", type=float, metavar="S", help="Seconds for each clip; default: 60."),
+    _THREADS,
+    _TIMEOUT,
     click.option(
         "--max-shard-retry", type=int, metavar="N", help="Tries again of a shard that failed; 1."
     ),
@@ -243,7 +253,7 @@ _RUN = _options(
 
 @main.command()
 @_TABLE
-@click.option("--processes-count", type=int, metavar="N", help="Workers; default: one per core.")
+@_PROCESSES
 @_RUN
 @_PROGRESS
 @_ends_cleanly
@@ -300,23 +310,13 @@ def failures(output_folder: str, config: str | None, *, as_json: bool, **options
     return tell_failures(found, as_json=as_json)
 
 
-_SPEED = _options(
-    click.option("--processes-count", type=int, metavar="N", help="Workers; default: one a core."),
-    click.option("--thread-count", type=int, metavar="N", help="Videos in flight in each."),
-    click.option("--timeout", type=float, metavar="S", help="Seconds for each clip."),
-    click.option(
-        "--rate-limit",
-        type=click.FloatRange(min=0),
-        metavar="N",
-        help="Videos an hour asked of YouTube from this address; 0 = no limit.",
-    ),
-)
-
-
 @main.command()
 @_FOLDER
 @_OUTCOME
-@_SPEED
+@_PROCESSES
+@_THREADS
+@_TIMEOUT
+@_RATE
 @click.option("--tmp-dir", metavar="DIR", help="Local folder for what is on its way.")
 @_PROGRESS
 @_ends_cleanly
@@ -339,7 +339,7 @@ def retry(output_folder: str, config: str | None, **options: Any) -> int:
     help="Samples of each shard to decode.",
 )
 @click.option("--repair", is_flag=True, help="Take broken shards back: the next run makes them.")
-@click.option("--processes-count", type=int, metavar="N", help="Workers; default: one a core.")
+@_PROCESSES
 @_PROGRESS
 @_ends_cleanly
 def verify(output_folder: str, config: str | None, **options: Any) -> int:
@@ -425,14 +425,13 @@ def slurm(
 
 
 @main.command()
-@click.argument("output_folder", metavar="OUT")
-@click.option("--config", metavar="FILE", help="Settings in YAML; default: ./acavdl.yaml.")
+@_FOLDER
 @_ends_cleanly
 def stop(output_folder: str, config: str | None) -> int:
     """End the run that works on a dataset in order, wherever it runs; open shards are saved."""
     from acavdl import driver
 
-    return driver.tell_stop(output_folder, config)
+    return driver.tell_stop(output_folder, _settings_of_folder(config))
 
 
 @main.command()

@@ -40,12 +40,19 @@ class Workers:
         To be called with the number of shards that are left: workers without work may be let go.
     check
         To be called now and then; raises ClusterError if there are no workers, and none will come.
+    patience
+        Seconds for which there may be none; None = for ever: the queue of a cluster may be long.
     """
 
     client: Client
     cores: int
     need: Callable[[int], None] = lambda _: None
     check: Callable[[], None] = lambda: None
+    patience: float | None = None
+
+
+#: Seconds for which a machine's own worker processes may all be gone: they start within some.
+PATIENCE = 60.0
 
 
 def usable_cores() -> int:

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
@@ -21,11 +21,19 @@ from distributed import Client, Future, futures_of, get_client
 
 from acavdl import governor, shard
 from acavdl.breaker import Terms, shards_open, shares
-from acavdl.cluster import Workers, local_client, process_count
-from acavdl.config import Config, IncrementalMode, TableOptions, Tracking
+from acavdl.cluster import PATIENCE, Workers, local_client, process_count
+from acavdl.config import CaptionFrom, Config, IncrementalMode, TableOptions, Tracking
 from acavdl.display import Display, Mode, planned, refused, say, summary
 from acavdl.ending import Ending, ask_to_end
-from acavdl.errors import AcavdlError, ClusterError, HeldBackError, Outcome, ShardError, UsageError
+from acavdl.errors import (
+    INTERRUPTED,
+    AcavdlError,
+    ClusterError,
+    HeldBackError,
+    Outcome,
+    ShardError,
+    UsageError,
+)
 from acavdl.estimate import Estimate, estimate
 from acavdl.ledger import published_of, read_rows
 from acavdl.models import ShardReport
@@ -48,8 +56,6 @@ logger = logging.getLogger(__name__)
 
 #: The breaker's numbers; rate and patience are settings.
 TERMS = Terms()
-#: Exit code of a run that was ended before its end, and goes on with the same command.
-INTERRUPTED = 130
 #: Seconds between two looks at egresses and whether a run is to end, at most.
 _LOOK = 0.5
 #: Seconds that workers get to save what they have.
@@ -268,7 +274,7 @@ def run(
     """
     call = _call(config, url_list=url_list, output_folder=output_folder, **arguments)
     config, store = call.config, call.store
-    tell = _tell_of(progress)
+    tell = tell_of(progress)
     if client is None:
         # What is wrong with certificates or proxies is better said now than by each worker.
         Network(config.reading.ytdlp.get("proxy")).close()
@@ -309,12 +315,11 @@ def make_shards(
     shape
         The job of each of the nodes.
     """
-    tell = _tell_of(progress)
+    tell = tell_of(progress)
     config, store, tmp_dir = job.config, job.store, job.tmp_dir
     finish(store)
     done = published_of(store, len(plan.sizes), config.storage.oom_shard_count)
-    missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
-    chosen = _sampled(missing, config.reading.sampler)
+    missing, chosen = _to_make(plan, done, config.reading.sampler)
     with contextlib.ExitStack() as stack:
         workers: Workers | None = None
         cores = process_count(config.distribution.processes_count)
@@ -333,7 +338,8 @@ def make_shards(
         elif chosen:
             # Ours to remove, whatever becomes of the workers that use it.
             tmp_dir = stack.enter_context(_scratch(tmp_dir))
-            workers = Workers(stack.enter_context(local_client(min(cores, len(chosen)))), cores)
+            client = stack.enter_context(local_client(min(cores, len(chosen))))
+            workers = Workers(client, cores, patience=PATIENCE)
         roll_up = RollUp(plan.sizes, workers.cores if workers else cores, again=plan.again)
         for shard, found in done.items():
             roll_up.add_published(shard, found.counts)
@@ -381,12 +387,11 @@ def dry_run(
         For what would keep the run from beginning.
     """
     call = _call(config, url_list=url_list, output_folder=output_folder, **arguments)
-    shape = _job_shape(call, nodes, _tell_of(progress))
+    shape = _job_shape(call, nodes, tell_of(progress))
     prepared = _prepare(call, call.store, progress)
     plan, storage = prepared.plan, call.config.storage
     done = published_of(call.store, len(plan.sizes), storage.oom_shard_count)
-    missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
-    chosen = _sampled(missing, call.config.reading.sampler)
+    _, chosen = _to_make(plan, done, call.config.reading.sampler)
     if chosen:
         shape = _paced(shape, plan, chosen, _job(call, prepared, call.store, call.tmp_dir))
     count = shape.nodes_for(len(chosen), nodes)
@@ -426,7 +431,8 @@ def _job_shape(call: _Call, nodes: Nodes, tell: Callable[[str], None]) -> JobSha
     return shape
 
 
-def _tell_of(progress: Mode) -> Callable[[str], None]:
+def tell_of(progress: Mode) -> Callable[[str], None]:
+    """Return what lines for the user go through; nobody reads them with ``quiet`` and ``json``."""
     return (lambda _: None) if progress in ("quiet", "json") else say
 
 
@@ -481,22 +487,39 @@ def _prepare(call: _Call, store: Store, progress: Mode) -> Prepared:
         call.config,
         mode=call.incremental_mode,
         tmp_dir=call.tmp_dir,
-        tell=_tell_of(progress),
+        tell=tell_of(progress),
     )
 
 
 def _job(call: _Call, prepared: Prepared, store: Store, tmp_dir: str | None) -> Job:
-    captions = (
-        prepared.columns.caption is not None
-        or call.table.caption_from is not None
-        or call.config.storage.captions_are_subtitles
-    )
+    captions = prepared.columns.caption, call.table.caption_from
+    return job_of(store, call.config, captions, prepared.plan.extra, tmp_dir=tmp_dir)
+
+
+def job_of(
+    store: Store,
+    config: Config,
+    captions: tuple[str | None, CaptionFrom | None],
+    extra: Mapping[str, str],
+    *,
+    tmp_dir: str | None,
+) -> Job:
+    """Return what the tasks of a run have in common.
+
+    Parameters
+    ----------
+    captions
+        The column with captions, and what of the site is one in its place.
+    extra, tmp_dir
+        See `Job`.
+    """
+    column, of_site = captions
     return Job(
         str(store),
-        call.config,
-        captions=captions,
-        caption_from=call.table.caption_from,
-        extra=prepared.plan.extra,
+        config,
+        captions=any((column, of_site, config.storage.captions_are_subtitles)),
+        caption_from=of_site,
+        extra=extra,
         tmp_dir=tmp_dir,
         run=_run_id(),
     )
@@ -505,6 +528,12 @@ def _job(call: _Call, prepared: Prepared, store: Store, tmp_dir: str | None) -> 
 def _run_id() -> str:
     """Return what makes the keys of this run's tasks unlike those of others on the same client."""
     return uuid.uuid4().hex[:12]
+
+
+def _to_make(plan: Plan, done: Collection[int], sampler: str | None) -> tuple[list[int], list[int]]:
+    """Return the shards that are missing, and those of them that this run makes."""
+    missing = [shard for shard in range(len(plan.sizes)) if shard not in done]
+    return missing, _sampled(missing, sampler)
 
 
 def _sampled(missing: list[int], sampler: str | None) -> list[int]:
@@ -649,6 +678,7 @@ class _Working:
         self._waiting: deque[ShardPlace] = deque()
         self._running: dict[Future[Any], tuple[ShardPlace, tuple[str, ...]]] = {}
         self._over: SimpleQueue[Future[Any]] = SimpleQueue()
+        self._seen_at = time.monotonic()
         self.failed: dict[int, str] = {}
         self.held_back = False
 
@@ -672,6 +702,7 @@ class _Working:
 
     def _hand_out(self) -> None:
         look = governor.look(self._client)
+        self._check_workers(there=any(each.workers for each in look.egresses))
         self._roll_up.egresses(look.egresses)
         self.held_back = look.over and not self._running
         if look.over:
@@ -681,6 +712,17 @@ class _Working:
         room = min(room, len(self._waiting))
         for workers, count in shares(look.egresses, behind, self._most, room):
             self._submit([self._waiting.popleft() for _ in range(count)], workers)
+
+    def _check_workers(self, *, there: bool) -> None:
+        """See that there are workers, or have been a while ago: Dask would wait for ever."""
+        now, patience = time.monotonic(), self._workers.patience
+        if there:
+            self._seen_at = now
+        elif patience is not None and now - self._seen_at > patience:
+            raise ClusterError(
+                f"there has been no worker process for {patience:.0f} s: they end as soon as they "
+                "start. What is made is kept"
+            )
 
     def _submit(self, places: Sequence[ShardPlace], workers: tuple[str, ...]) -> None:
         # Where all of these are gone, any other will do.

@@ -131,6 +131,10 @@ class ClipError(Exception):
         return type(self), (self.outcome, self.detail)
 
 
+#: Exit code of a run that was ended before its end, and goes on with the same command.
+INTERRUPTED = 130
+
+
 class AcavdlError(Exception):
     """What ends a command: one line for the user, and an exit code."""
 

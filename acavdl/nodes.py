@@ -511,6 +511,9 @@ class _Keeper:
         while not self._first.wait(0.1):
             if self._failure is not None:
                 raise self._failure
+            if not self._thread.is_alive():
+                # Its traceback is on stderr: a bug, which must not look like a long queue.
+                raise ClusterError("nobody looks after the jobs any more")
 
     def _look_after(self) -> None:
         while self._failure is None and not self._over.wait(

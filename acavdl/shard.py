@@ -556,11 +556,13 @@ class _Maker:
         return step
 
     def _next_step(self, video: _Video) -> Step[ClipResult]:
+        if video.clips[0].video_id in self._removed:
+            # The site is not asked: that takes no lease.
+            return Step(_failures(video, ClipError(Outcome.REMOVED, DETAIL)))
         while True:
             if video.source is None and not self._has_lease(video):
                 return Step((), functools.partial(self._turn, video), after=video.lease)
-            if _stopping.is_set():
-                raise StoppedError
+            check_going_on()
             try:
                 if video.source is None:
                     video.source = self._look_up(video)
@@ -676,8 +678,6 @@ class _Maker:
 
     def _look_up(self, video: _Video) -> Source:
         """Extract the video, and tell which clips are wanted of it."""
-        if video.clips[0].video_id in self._removed:
-            raise ClipError(Outcome.REMOVED, DETAIL)
         with _timed(video.seconds, "resolve"):
             source = self._resolver.resolve(video.url)
         if not video.wanted:

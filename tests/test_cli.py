@@ -59,7 +59,17 @@ def test_help_needs_none_of_the_heavy_libraries() -> None:
 
 
 def test_help_fits_80_columns() -> None:
-    for arguments in ([], ["plan"], ["run"], ["init"], ["presets"], ["demo"], *AFTER):
+    for arguments in (
+        [],
+        ["plan"],
+        ["run"],
+        ["slurm"],
+        ["stop"],
+        ["init"],
+        ["presets"],
+        ["demo"],
+        *AFTER,
+    ):
         done = call(*arguments, "--help")
         assert done.returncode == 0
         assert max(map(len, done.stdout.splitlines())) <= 80
@@ -456,3 +466,16 @@ def test_after_a_run(online: Sandbox, tmp_path: Path) -> None:
     assert "shard 00000 is broken: 00000.tar is missing" in done.stderr
     assert "taken back: 00000" in done.stderr
     assert not (out / "00000_stats.json").exists()
+
+
+def test_a_folder_without_a_dataset_has_no_run_to_stop(tmp_path: Path) -> None:
+    assert_one_line(call("stop", tmp_path), 2, f"there is no dataset in {tmp_path}")
+
+
+def test_stopping_takes_the_settings_of_the_current_folder(tmp_path: Path) -> None:
+    """As all commands on a dataset do: its store may need options that stand there alone."""
+    (tmp_path / "acavdl.yaml").write_text("storage: {option: 1}")
+    done = subprocess.run(
+        [*ACAVDL, "stop", "out"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert_one_line(done, 2, "acavdl.yaml: unknown key storage.option")

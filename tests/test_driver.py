@@ -21,8 +21,9 @@ from helpers import write_csv
 
 import acavdl
 from acavdl import driver
-from acavdl.config import Config, Distribution, Reading, Storage
-from acavdl.errors import PlanMismatchError, StorageError, UsageError
+from acavdl.cluster import Workers
+from acavdl.config import Config, Distribution, Reading, Storage, Tracking
+from acavdl.errors import ClusterError, PlanMismatchError, StorageError, UsageError
 from acavdl.planfile import ShardPlace
 from acavdl.sandbox import Fault, Sandbox, video_id
 
@@ -485,3 +486,20 @@ def test_no_more_shards_are_open_than_the_rate_can_finish(tmp_path: Path) -> Non
     plan = acavdl.plan(str(source), str(tmp_path / "out"), **quick(config=Config()))
     place = driver.place_of(plan.plan, 0)
     assert driver._asked_for(place, plan.job) == 2
+
+
+def test_a_run_whose_workers_are_gone_for_good_ends(tmp_path: Path) -> None:
+    """Dask would wait for ever for processes that end as soon as they start."""
+    plan = acavdl.plan(str(table(tmp_path)), str(tmp_path / "out"), **quick())
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as nobody,
+    ):
+        driver._install_governor(nobody, plan.job.config)
+        roll_up = driver.RollUp(plan.plan.sizes, 1)
+        tracker = driver.Tracker(Tracking(), roll_up.snapshot, output_folder="", config={})
+        workers = Workers(nobody, 1, patience=1.0)
+        working = driver._Working(workers, plan.job, roll_up, tracker, most=None)
+        ending = driver.Ending(plan.job.store, plan.job.config.limits, lambda: 0)
+        with pytest.raises(ClusterError, match="no worker process for 1 s"):
+            working.work_off([driver.place_of(plan.plan, 0)], ending)
