@@ -610,19 +610,38 @@ def _number_in(name: str) -> int | None:
 
 
 class _S3Staged(Staged):
+    """A file that is put as a whole, or in parts where it is larger than one.
+
+    To put it again, because the answer was lost, is the same; an upload in parts is over then.
+    """
+
     def __init__(self, filesystem: Any, path: str, shown: str) -> None:
         super().__init__(shown)
-        self._file = filesystem.open(path, "wb", autocommit=False, block_size=PART_BYTES)
+        self._fs, self._path = filesystem, path
+        self._buffer = bytearray()
+        self._file: Any = None
 
     def _append(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+        if self._file is not None:
+            self._file.write(data)
+            return
+        self._buffer += data
+        if len(self._buffer) >= PART_BYTES:
+            self._file = self._fs.open(self._path, "wb", autocommit=False, block_size=PART_BYTES)
+            self._file.write(self._buffer)
+            self._buffer = bytearray()
 
     def _publish(self) -> None:
+        if self._file is None:
+            self._fs.pipe_file(self._path, bytes(self._buffer))
+            return
         # Closing uploads the last part; only then there is something to complete.
         self._file.close()
         self._file.commit()
 
     def _discard(self) -> None:
+        if self._file is None:
+            return
         try:
             self._file.discard()
         finally:
